@@ -1,0 +1,201 @@
+"""What exists, as tables of names: mixers, their scales, and the stages of a run.
+
+Nothing here imports torch. An entry names its code as ``"module:attribute"``; `resolve` is the one
+place that imports it. Other packages add mixers and stages through the entry-point groups
+``stmbench.mixers`` (a `Mixer`) and ``stmbench.stages`` (a function), without touching this file.
+
+Sizes are those of the unified backbones of Hu et al., "Demystify Transformers & Convolutions in Modern
+Image Deep Networks" (2022, arXiv:2211.05781); `micro` to `base` as published there.
+"""
+
+import difflib
+import functools
+import importlib
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from importlib.metadata import entry_points
+from typing import Any
+
+Quad = tuple[int, int, int, int]
+
+
+@dataclass(frozen=True, slots=True)
+class Scale:
+    """One size of the backbone around one mixer. A tuple has one entry per level."""
+
+    widths: Quad
+    depths: Quad
+    drop_path: float
+    mlp_ratios: Quad = (4, 4, 4, 4)
+
+
+@dataclass(frozen=True, slots=True)
+class Mixer:
+    """A row of the catalogue: a mixer and what its family needs beside the operator itself.
+
+    `level_options` gives each keyword argument of the mixer one value per level; `block_options` gives
+    it a cycle of values for the successive blocks of a level. `head_width` (channels per head) or
+    `level_options["num_heads"]` settles the heads, where there are any.
+    """
+
+    name: str
+    title: str
+    target: str  # "module:class" of the nn.Module
+    source: str  # the paper
+    scales: Mapping[str, Scale]
+    published: str  # its name in the published checkpoints
+    aliases: tuple[str, ...] = ()
+    norm_eps: float = 1e-5  # of the LayerNorms inside a block
+    head_width: int | None = None
+    position_map: bool = False  # a learnt absolute position map per level, added to the residual stream
+    position_parameters: tuple[str, ...] = ()  # learnt tables of positions: no weight decay
+    level_options: Mapping[str, tuple[Any, Any, Any, Any]] = field(default_factory=dict)
+    block_options: Mapping[str, tuple[Any, ...]] = field(default_factory=dict)
+
+    def options(self, scale: str, level: int, block: int) -> dict[str, Any]:
+        """The keyword arguments (beside `dim`) of the mixer in one block of one level."""
+        options = {key: values[level] for key, values in self.level_options.items()}
+        options |= {key: values[block % len(values)] for key, values in self.block_options.items()}
+        if self.head_width is not None:
+            options["num_heads"] = self.scales[scale].widths[level] // self.head_width
+        return options
+
+
+def _double(width: int) -> Quad:
+    return (width, 2 * width, 4 * width, 8 * width)
+
+
+# arXiv:2211.05781; widths, depths and drop path per mixer as in its published networks.
+_ATTENTION_SCALES = {
+    "micro": Scale(_double(32), (2, 2, 9, 2), 0.0),
+    "tiny": Scale(_double(96), (2, 2, 6, 2), 0.2),
+    "small": Scale(_double(96), (2, 2, 18, 2), 0.3),
+    "base": Scale(_double(128), (2, 2, 18, 2), 0.5),
+}
+_SRA_WIDTHS: Quad = (64, 128, 320, 512)
+_MIXERS = [
+    Mixer(
+        name="halo",
+        title="halo attention",
+        target="stmbench.mixers.halo:HaloAttention",
+        source="Vaswani et al. 2021, arXiv:2103.12731",
+        scales=_ATTENTION_SCALES,
+        published="unified_halo",
+        aliases=("halonet",),
+        head_width=32,
+        position_parameters=("height_rel", "width_rel"),
+    ),
+    Mixer(
+        name="swin",
+        title="shifted-window attention",
+        target="stmbench.mixers.swin:ShiftedWindowAttention",
+        source="Liu et al. 2021, arXiv:2103.14030",
+        scales=_ATTENTION_SCALES,
+        published="unified_swin",
+        norm_eps=1e-6,
+        head_width=32,
+        position_parameters=("relative_position_bias_table",),
+        block_options={"shift": (0, 3)},
+    ),
+    Mixer(
+        name="sra",
+        title="spatial-reduction attention",
+        target="stmbench.mixers.sra:SpatialReductionAttention",
+        source="Wang et al. 2021, arXiv:2102.12122",
+        scales={
+            "micro": Scale((32, 64, 160, 256), (2, 2, 3, 2), 0.0, (8, 8, 4, 4)),
+            "tiny": Scale(_SRA_WIDTHS, (3, 4, 9, 3), 0.1, (8, 8, 4, 4)),
+            "small": Scale(_SRA_WIDTHS, (3, 4, 21, 3), 0.3, (8, 8, 4, 4)),
+            "base": Scale(_SRA_WIDTHS, (3, 8, 45, 3), 0.5, (4, 4, 4, 4)),
+        },
+        published="unified_pvt",
+        aliases=("pvt",),
+        position_map=True,
+        position_parameters=("position_map",),
+        level_options={"num_heads": (1, 2, 5, 8), "reduction": (8, 4, 2, 1)},
+    ),
+    Mixer(
+        name="dwconv",
+        title="depthwise convolution",
+        target="stmbench.mixers.dwconv:DepthwiseConv",
+        source="Liu et al. 2022, arXiv:2201.03545",
+        scales={
+            "micro": Scale(_double(32), (3, 3, 8, 3), 0.0),
+            "tiny": Scale(_double(96), (2, 2, 9, 2), 0.1),
+            "small": Scale(_double(96), (2, 2, 24, 2), 0.4),
+            "base": Scale(_double(128), (2, 2, 24, 2), 0.5),
+        },
+        published="unified_convnext",
+        aliases=("convnext",),
+        norm_eps=1e-6,
+    ),
+    Mixer(
+        name="dcnv3",
+        title="deformable convolution v3",
+        target="stmbench.mixers.dcnv3:DeformableConvV3",
+        source="Wang et al. 2023, arXiv:2211.05778",
+        scales={
+            "micro": Scale(_double(32), (2, 2, 9, 2), 0.0),
+            "tiny": Scale(_double(64), (4, 4, 18, 4), 0.1),
+            "small": Scale(_double(80), (4, 4, 21, 4), 0.3),
+            "base": Scale(_double(112), (4, 4, 21, 4), 0.5),
+            "large": Scale(_double(160), (5, 5, 22, 5), 0.5),
+        },
+        published="unified_dcn_v3",
+        aliases=("internimage",),
+    ),
+]
+
+# In the order in which `--stage all` runs them, where the recipe lists them.
+_STAGES = {
+    "build": "stmbench.stages.build:run",
+    "train": "stmbench.stages.train:run",
+    "eval": "stmbench.stages.evaluate:run",
+    "profile": "stmbench.stages.profile:run",
+}
+
+
+@functools.cache
+def mixers() -> dict[str, Mixer]:
+    """Every mixer by name: ours in the paper's order, then those of installed plug-ins."""
+    table = {row.name: row for row in _MIXERS}
+    for entry in entry_points(group="stmbench.mixers"):
+        table.setdefault(entry.name, entry.load())
+    return table
+
+
+def mixer(name: str) -> Mixer:
+    """The mixer with this name or alias; ValueError names the nearest one."""
+    aliases = {alias: row.name for row in mixers().values() for alias in row.aliases}
+    return mixers()[aliases.get(name) or known("mixer", name, mixers(), aliases)]
+
+
+def scale(mixer_name: str, name: str) -> Scale:
+    """One scale of a mixer; ValueError lists the scales it has."""
+    row = mixer(mixer_name)
+    return row.scales[known(f"scale of {row.name}", name, row.scales)]
+
+
+@functools.cache
+def stages() -> dict[str, str]:
+    """Every stage as name -> "module:function", in the order in which a run takes them."""
+    table = dict(_STAGES)
+    for entry in entry_points(group="stmbench.stages"):
+        table.setdefault(entry.name, entry.value)
+    return table
+
+
+def known(kind: str, name: str, names: Iterable[str], aliases: Iterable[str] = ()) -> str:
+    """Return `name` if it is one of `names`, else raise a ValueError that helps."""
+    names = list(names)
+    if name in names:
+        return name
+    near = difflib.get_close_matches(name, [*names, *aliases], n=1)
+    hint = f"Did you mean '{near[0]}'?" if near else f"Known: {', '.join(names)}."
+    raise ValueError(f"Unknown {kind} '{name}'. {hint}")
+
+
+def resolve(target: str) -> Any:
+    """Import the object that ``"module:attribute"`` names."""
+    module, _, attribute = target.partition(":")
+    return getattr(importlib.import_module(module), attribute)

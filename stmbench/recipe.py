@@ -1,0 +1,269 @@
+"""Recipes: one protocol in one TOML file, read into frozen dataclasses, strict and hashed.
+
+An unknown key or a wrong type is a ValueError that names the place and the nearest known key. The digest
+covers every value, defaults and ``--set`` overrides included, so that two runs with the same digest
+followed the same protocol.
+"""
+
+import dataclasses
+import hashlib
+import json
+import tomllib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import NoneType, UnionType
+from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
+
+from stmbench.catalog import known, stages
+
+_PACKED = Path(__file__).with_name("recipes")  # inside a wheel; in a checkout they lie beside the package
+FOLDER = _PACKED if _PACKED.is_dir() else Path(__file__).parents[1] / "recipes"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Data:
+    """What is read and how a plain image is made ready for the network."""
+
+    source: str = ""  # default of --data; "" asks for one
+    image_size: int = 224
+    channels: Literal[1, 3] = 3
+    mean: tuple[float, ...] = (0.485, 0.456, 0.406)
+    std: tuple[float, ...] = (0.229, 0.224, 0.225)
+    interpolation: str = "bicubic"
+    crop_pct: float = 0.875
+    workers: int = 4  # loader processes; random augmentation depends on it
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Augment:
+    """Training augmentation, in timm's terms; 0 or "" switches one off."""
+
+    crop: Literal["rrc", "rkrc", "rkrr"] = "rrc"  # random resized crop; resize keep-ratio, random crop/resize
+    scale: tuple[float, float] = (0.08, 1.0)
+    ratio: tuple[float, float] = (0.75, 4 / 3)
+    hflip: float = 0.5
+    color_jitter: float = 0.0
+    auto_augment: str = ""
+    erase: float = 0.0
+    erase_mode: Literal["const", "rand", "pixel"] = "pixel"
+    mixup: float = 0.0
+    cutmix: float = 0.0
+    smoothing: float = 0.1
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Model:
+    """The network; what is not said here is the catalogue's."""
+
+    scale: str = "micro"  # default of --scale
+    drop_path: float | None = None  # default: the scale's own
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Optimizer:
+    """timm's optimizer factory."""
+
+    name: str = "adamw"
+    lr: float = 1e-3
+    weight_decay: float = 0.05
+    betas: tuple[float, float] = (0.9, 0.999)
+    clip_grad: float = 0.0  # largest gradient norm; 0 for none
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Schedule:
+    """timm's scheduler factory, stepped per update."""
+
+    name: str = "cosine"
+    epochs: int = 300
+    warmup_epochs: int = 20
+    warmup_lr: float = 0.0
+    min_lr: float = 0.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Train:
+    batch_size: int = 1024  # images per optimizer step
+    device_batch_size: int = 0  # images per forward pass, accumulated up to batch_size; 0: all at once
+    precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"  # auto: the best autocast the device has
+    ema_decay: float = 0.0  # 0 for none
+    compile: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Eval:
+    batch_size: int = 256
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Profile:
+    batch_size: int = 64  # of throughput; latency is always taken at batch 1
+    samples: int = 50
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Recipe:
+    name: str = ""
+    stages: tuple[str, ...] = ("build", "train", "eval", "profile")
+    data: Data = field(default_factory=Data)
+    augment: Augment = field(default_factory=Augment)
+    model: Model = field(default_factory=Model)
+    optimizer: Optimizer = field(default_factory=Optimizer)
+    schedule: Schedule = field(default_factory=Schedule)
+    train: Train = field(default_factory=Train)
+    eval: Eval = field(default_factory=Eval)
+    profile: Profile = field(default_factory=Profile)
+
+    @property
+    def digest(self) -> str:
+        """Twelve hexadecimal digits of the SHA-256 of every value but the name."""
+        return hashlib.sha256(json.dumps(self.values(), sort_keys=True).encode()).hexdigest()[:12]
+
+    def values(self) -> dict[str, Any]:
+        """Every value as plain types, as the digest covers them and `from_values` reads them."""
+        values = dataclasses.asdict(self)
+        del values["name"]
+        return values
+
+
+def from_values(values: Mapping[str, Any], name: str) -> Recipe:
+    """Build a recipe from plain types; ValueError on an unknown key or a wrong type."""
+    recipe: Recipe = _build(Recipe, {**values, "name": name}, f"recipe '{name}': ", "")
+    for stage in recipe.stages:
+        known("stage", stage, stages())
+    _check(recipe)
+    return recipe
+
+
+def load(name: str, overrides: Sequence[str] = ()) -> Recipe:
+    """Read a recipe by name (``recipes/NAME.toml``) or path, and apply ``section.key=value`` overrides."""
+    path = find(name)
+    try:
+        values = tomllib.loads(path.read_text(encoding="utf-8"))
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ValueError(f"{path} is not valid TOML: {error}") from None
+    values.pop("name", None)
+    for override in overrides:
+        _apply(values, override)
+    return from_values(values, path.stem)
+
+
+def find(name: str) -> Path:
+    """The file of a recipe; ValueError names the nearest one."""
+    path = Path(name)
+    if path.suffix == ".toml" or path.is_file():
+        if not path.is_file():
+            raise ValueError(f"No recipe file at {path}.")
+        return path
+    return FOLDER / f"{known('recipe', name, names())}.toml"
+
+
+def names() -> list[str]:
+    """The recipes that come with stmbench."""
+    return sorted(path.stem for path in FOLDER.glob("*.toml"))
+
+
+def promise(path: Path) -> str:
+    """The comment a recipe opens with."""
+    lines = []
+    for line in path.read_text(encoding="utf-8").splitlines():
+        if not line.startswith("#"):
+            break
+        lines.append(line[1:].strip())
+    return "\n".join(lines)
+
+
+def _apply(values: dict[str, Any], override: str) -> None:
+    key, equals, text = override.partition("=")
+    section, dot, option = key.strip().partition(".")
+    if not equals or (not dot and section != "stages"):
+        raise ValueError(f"--set takes section.key=value, not '{override}'.")
+    try:
+        value = tomllib.loads(f"value = {text}")["value"]
+    except tomllib.TOMLDecodeError:
+        value = text.strip()  # a bare word is a string
+    if not dot:
+        values[section] = value
+    else:
+        known("recipe section", section, [f.name for f in dataclasses.fields(Recipe)])
+        values[section] = {**values.get(section, {}), option: value}
+
+
+def _build(cls: type, values: Mapping[str, Any], where: str, section: str) -> Any:
+    hints = get_type_hints(cls)
+    for key in values:
+        try:
+            known("key", f"{section}{key}", [f"{section}{name}" for name in hints])
+        except ValueError as error:
+            raise ValueError(f"{where}{error}") from None
+    arguments = {}
+    for key, value in values.items():
+        hint = hints[key]
+        if dataclasses.is_dataclass(hint):
+            if not isinstance(value, Mapping):
+                raise ValueError(f"{where}{key} must be a [section], not {value!r}.")
+            arguments[key] = _build(hint, value, where, f"{key}.")  # pyright: ignore[reportArgumentType]
+        else:
+            arguments[key] = _coerce(value, hint, f"{where}{section}{key}")
+    return cls(**arguments)
+
+
+def _coerce(value: Any, hint: Any, where: str) -> Any:
+    """`value` as the annotated type: an int where a float is meant, a list for a tuple."""
+    origin, args = get_origin(hint), get_args(hint)
+    if origin in (Union, UnionType):
+        return None if value is None else _coerce(value, next(a for a in args if a is not NoneType), where)
+    if origin is Literal:
+        if value in args and type(value) is type(args[args.index(value)]):
+            return value
+        raise ValueError(f"{where} must be one of {', '.join(map(repr, args))}, not {value!r}.")
+    if origin is tuple and isinstance(value, list | tuple):
+        kinds = args[:1] * len(value) if args[-1] is Ellipsis else args
+        if len(kinds) != len(value):
+            raise ValueError(f"{where} must have {len(kinds)} values, not {len(value)}.")
+        return tuple(_coerce(v, kind, where) for v, kind in zip(value, kinds, strict=True))
+    if hint is float and type(value) is int:
+        return float(value)
+    if type(value) is hint:
+        return value
+    kind = (
+        "a list"
+        if origin is tuple
+        else {"int": "a whole number", "float": "a number", "str": "text"}.get(hint.__name__, "true or false")
+    )
+    raise ValueError(f"{where} must be {kind}, not {value!r}.")
+
+
+# Smallest values that make sense, for the numbers a typing error would turn into a crash far from here.
+_AT_LEAST = {
+    ("data", "image_size"): 1,
+    ("data", "workers"): 0,
+    ("schedule", "epochs"): 1,
+    ("schedule", "warmup_epochs"): 0,
+    ("train", "batch_size"): 2,
+    ("train", "device_batch_size"): 0,
+    ("eval", "batch_size"): 1,
+    ("profile", "batch_size"): 1,
+    ("profile", "samples"): 1,
+}
+
+
+def _check(recipe: Recipe) -> None:
+    for (section, key), least in _AT_LEAST.items():
+        value = getattr(getattr(recipe, section), key)
+        if value < least:
+            raise ValueError(
+                f"recipe '{recipe.name}': {section}.{key} must be at least {least}, not {value}."
+            )
+    train, data = recipe.train, recipe.data
+    if train.device_batch_size and train.batch_size % train.device_batch_size:
+        raise ValueError(
+            f"recipe '{recipe.name}': train.batch_size {train.batch_size} is not a multiple of "
+            f"train.device_batch_size {train.device_batch_size}."
+        )
+    for key in ("mean", "std"):
+        if len(getattr(data, key)) != data.channels:
+            raise ValueError(
+                f"recipe '{recipe.name}': data.{key} needs {data.channels} values, one per channel."
+            )

@@ -1,0 +1,77 @@
+"""The nouns that cross every border: a `Job` goes down into the stages, events come back up.
+
+A stage is a function ``run(job) -> Iterator[Event]``. It neither prints nor touches the database.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from stmbench.recipe import Recipe
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Job:
+    """One (model, recipe, seed, data) to be taken through its stages on one device."""
+
+    mixer: str
+    scale: str
+    recipe: Recipe
+    stages: tuple[str, ...]
+    seed: int = 0
+    data: str  # a data set's name or path; see stmbench.data
+    device: str = "cpu"
+    weights: str | None = None  # a checkpoint file to start from
+    folder: Path  # artifacts and checkpoints of the run
+
+
+@dataclass(frozen=True, slots=True)
+class Measurement:
+    """One number with its name, its unit and the condition it was taken under.
+
+    `step` is the epoch of a curve's point, counted from 1; 0 for a number that is not part of a curve.
+    """
+
+    stage: str
+    name: str
+    value: float
+    unit: str = ""
+    condition: str = ""  # see `condition`
+    step: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Artifact:
+    """A file the stage wrote under the job's folder."""
+
+    stage: str
+    kind: str
+    path: Path
+    condition: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """How far a stage is, for whoever watches; never stored."""
+
+    stage: str
+    text: str
+    done: int
+    total: int
+    numbers: Mapping[str, float] = field(default_factory=dict)  # e.g. images/s, loss
+
+
+@dataclass(frozen=True, slots=True)
+class Note:
+    """One line the user should read, such as a count of skipped images."""
+
+    stage: str
+    text: str
+
+
+Event = Measurement | Artifact | Progress | Note
+
+
+def condition(**parts: object) -> str:
+    """A canonical text of what a number was measured under: ``batch=1,device=cpu``, keys sorted."""
+    return ",".join(f"{key}={value}" for key, value in sorted(parts.items()))
