@@ -1,0 +1,53 @@
+"""The command line. Every command parses, calls and draws; what it needs is imported when it runs."""
+
+import sys
+from typing import Annotated
+
+import typer
+
+from stmbench import __version__
+from stmbench.cli import errors, info, results, run
+
+app = typer.Typer(
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    help="Compare spatial token mixers fairly: one backbone, one protocol, one results database.",
+    epilog="Start with: stmbench run --mixer halo --stage all",
+)
+app.command()(run.run)
+app.command()(run.resume)
+app.command()(results.leaderboard)
+app.command()(results.runs)
+app.command()(results.show)
+app.command()(info.mixers)
+app.command()(info.recipes)
+app.command()(info.doctor)
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"stmbench {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def options(
+    debug: Annotated[bool, typer.Option(help="Show the traceback of an error.")] = False,
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Show the version.")
+    ] = False,
+) -> None:
+    pass
+
+
+def main() -> None:
+    """Run the command line: one clear line for an error, exit code 2 for the user's and 1 for ours."""
+    debug = "--debug" in sys.argv  # wherever it was typed
+    arguments = [argument for argument in sys.argv[1:] if argument != "--debug"]
+    try:
+        app(arguments)
+    except Exception as error:
+        if debug:
+            raise
+        errors.show(error)
+        sys.exit(errors.exit_code(error))

@@ -1,0 +1,64 @@
+"""The unified backbone around a mixer of the catalogue, and the weights that go into it."""
+
+from pathlib import Path
+
+from torch import nn
+
+from stmbench import catalog
+from stmbench.nn.backbone import Backbone
+from stmbench.nn.weights import load_weights
+
+__all__ = ["create_model"]
+
+
+def create_model(
+    mixer: str,
+    scale: str = "tiny",
+    *,
+    num_classes: int = 1000,
+    in_channels: int = 3,
+    image_size: int | tuple[int, int] = 224,
+    drop_path: float | None = None,
+    drop_rate: float = 0.0,
+    global_pool: str = "avg",
+    weights: str | Path | None = None,
+) -> Backbone:
+    """The unified backbone around `mixer` (a name or alias of the catalogue) at `scale`.
+
+    Args:
+        image_size: pixels (or height and width) that learnt position maps are made for; any size may be fed.
+        drop_path: stochastic depth of the last block; by default the scale's own.
+        drop_rate: dropout before the classifier.
+        global_pool: "avg", "max", or whatever else timm's pooling knows.
+        weights: a checkpoint file, ours or a published one; see `stmbench.nn.weights.load_weights`.
+
+    Raises:
+        ValueError: no such mixer or scale, a size that cannot be, or weights that do not fit.
+    """
+    row, size = catalog.mixer(mixer), catalog.scale(mixer, scale)
+    height, width = (image_size, image_size) if isinstance(image_size, int) else image_size
+    if min(height, width, in_channels) < 1 or num_classes < 0:
+        raise ValueError("image_size and in_channels must be at least 1, num_classes at least 0.")
+    mixer_class = catalog.resolve(row.target)
+
+    def make_mixer(level: int, block: int) -> nn.Module:
+        return mixer_class(size.widths[level], **row.options(scale, level, block))
+
+    model = Backbone(
+        size.widths,
+        size.depths,
+        make_mixer,
+        mlp_ratios=size.mlp_ratios,
+        norm_eps=row.norm_eps,
+        drop_path=size.drop_path if drop_path is None else drop_path,
+        position_map=row.position_map,
+        position_parameters=row.position_parameters,
+        num_classes=num_classes,
+        in_channels=in_channels,
+        image_size=(height, width),
+        global_pool=global_pool,
+        drop_rate=drop_rate,
+    )
+    if weights is not None:
+        load_weights(model, weights)
+    return model

@@ -1,0 +1,128 @@
+"""How a running run looks: bars in a terminal, one line per milestone anywhere else."""
+
+from types import TracebackType
+from typing import Self
+
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TaskID,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+
+from stmbench import record
+from stmbench.record import Event, Measurement, Note
+
+_UNITS = {"images/s": "{:,.0f} images/s", "loss": "loss {:.3f}", "acc": "train top-1 {:.1f} %"}
+
+
+class Drawer:
+    """Draws the events of one run as they come; a context manager, so that bars are always closed."""
+
+    def __init__(self, console: Console) -> None:
+        self.console = console
+        self.bars: Progress | None = None
+        self.task: TaskID | None = None
+        self.text = ""
+        self.numbers: dict[tuple[str, str, str, int], float] = {}  # (stage, name, condition, step)
+        if console.is_terminal:
+            self.bars = Progress(
+                TextColumn("{task.description:<14}"),
+                BarColumn(bar_width=24),
+                MofNCompleteColumn(),
+                TimeElapsedColumn(),
+                TextColumn("left"),
+                TimeRemainingColumn(),
+                TextColumn("{task.fields[numbers]}"),
+                console=console,
+                transient=True,
+            )
+
+    def __enter__(self) -> Self:
+        if self.bars:
+            self.bars.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self.bars:
+            self.bars.stop()
+
+    def draw(self, event: Event) -> None:
+        """Show one event."""
+        if isinstance(event, record.Progress):
+            self._advance(event)
+        elif isinstance(event, Note):
+            self.console.print(f"  [yellow]note[/]  {event.text}", highlight=False)
+        elif isinstance(event, Measurement):
+            self.numbers[event.stage, event.name, event.condition, event.step] = event.value
+            if event.stage == "train" and event.name == "seconds":  # the last number of an epoch
+                self._epoch(event.step)
+
+    def stage_done(self, stage: str, seconds: float) -> None:
+        """Say in one line what the stage found."""
+        line = _SUMMARIES.get(stage, lambda _: "")(self)
+        self.console.print(f"  [green]{stage:<8}[/] {line:<58} {seconds:6.1f} s", highlight=False)
+
+    def last(self, stage: str, name: str, where: str = "") -> float:
+        """The value drawn last for this name, under a condition that contains `where`; NaN if none."""
+        found = [v for (s, n, c, _), v in self.numbers.items() if (s, n) == (stage, name) and where in c]
+        return found[-1] if found else float("nan")
+
+    def _advance(self, event: record.Progress) -> None:
+        if not self.bars:
+            return
+        numbers = "  ".join(
+            _UNITS[key].format(value) for key, value in event.numbers.items() if key in _UNITS
+        )
+        if self.task is None or self.text != event.text:
+            if self.task is not None:
+                self.bars.remove_task(self.task)
+            self.task, self.text = self.bars.add_task(event.text, total=event.total, numbers=""), event.text
+        self.bars.update(self.task, completed=event.done, numbers=numbers)
+
+    def _epoch(self, epoch: int) -> None:
+        find = {(n, c): v for (s, n, c, step), v in self.numbers.items() if s == "train" and step == epoch}
+        top1 = "  ".join(
+            f"val top-1{'' if where == 'weights=plain' else ' (EMA)'} {value:5.2f} %"
+            for (name, where), value in find.items()
+            if name == "top1"
+        )
+        self.console.print(
+            f"  epoch {epoch:<3} loss {find['loss', '']:.3f}  {top1}  "
+            f"{find['images_per_second', '']:,.0f} images/s  {find['seconds', '']:.0f} s",
+            highlight=False,
+        )
+
+
+def _build(drawer: Drawer) -> str:
+    parameters, macs = drawer.last("build", "parameters"), drawer.last("build", "macs")
+    return f"{parameters / 1e6:.2f} M parameters, {macs / 1e9:.3f} GMACs"
+
+
+def _train(drawer: Drawer) -> str:
+    return f"last loss {drawer.last('train', 'loss'):.3f}"
+
+
+def _eval(drawer: Drawer) -> str:
+    parts = []
+    for kind, label in (("plain", "top-1"), ("ema", "EMA top-1")):
+        value = drawer.last("eval", "top1", f"weights={kind}")
+        if value == value:  # not NaN: these weights exist
+            parts.append(
+                f"{label} {value:.2f} %, top-5 {drawer.last('eval', 'top5', f'weights={kind}'):.2f} %"
+            )
+    return "; ".join(parts)
+
+
+def _profile(drawer: Drawer) -> str:
+    latency, throughput = drawer.last("profile", "latency"), drawer.last("profile", "throughput")
+    return f"latency {latency:.2f} ms, {throughput:,.0f} images/s"
+
+
+_SUMMARIES = {"build": _build, "train": _train, "eval": _eval, "profile": _profile}

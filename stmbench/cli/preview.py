@@ -1,0 +1,38 @@
+"""What `stmbench run --dry-run` shows: the resolved recipe, each network's size, the data, the plan."""
+
+from rich.console import Console
+from rich.table import Table
+
+import stmbench.data
+from stmbench import plan
+
+
+def show(console: Console, asked: plan.Request) -> None:
+    """Print the plan of a request; reads the data's folders but trains nothing."""
+    info = stmbench.data.find(asked.data)
+    recipe = asked.recipe
+    console.print(f"[bold]Recipe[/] {recipe.name} ({recipe.digest})", highlight=False)
+    for section, values in recipe.values().items():
+        if isinstance(values, dict):
+            line = "  ".join(f"{key}={_plain(value)}" for key, value in values.items())
+            console.print(f"  [cyan]\\[{section}][/] {line}", highlight=False)
+    console.print(
+        f"[bold]Data[/]   {info.name} ({info.fingerprint}): {info.num_train:,} training and "
+        f"{info.num_val:,} validation images, {info.num_classes} classes",
+        highlight=False,
+    )
+    table = Table("mixer", "scale", "parameters", "MACs", box=None, pad_edge=False)
+    for mixer in asked.mixers:
+        parameters, macs = plan.size(asked, mixer, info.num_classes)
+        table.add_row(mixer, asked.scale, f"{parameters:,}", f"{macs / 1e9:.3f} G")
+    console.print("[bold]Models[/]")
+    console.print(table)
+    console.print(
+        f"[bold]Plan[/]   {' → '.join(asked.stages)} on {asked.device}, seed {asked.seed}, "
+        f"for {len(asked.mixers)} model{'s' * (len(asked.mixers) != 1)}. Nothing was run.",
+        highlight=False,
+    )
+
+
+def _plain(value: object) -> str:
+    return "default" if value is None else str(list(value) if isinstance(value, tuple) else value)

@@ -1,0 +1,257 @@
+"""`stmbench leaderboard`, `runs` and `show`: what the database holds. None of them imports torch."""
+
+import math
+import sys
+from collections import defaultdict
+from collections.abc import Sequence
+from datetime import UTC, datetime, timedelta
+from enum import StrEnum
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich import box
+from rich.console import Console, Group
+from rich.markup import escape
+from rich.table import Table
+
+from stmbench.cli.options import Database
+
+if TYPE_CHECKING:
+    from stmbench import leaderboard as board
+    from stmbench.record import Measurement
+    from stmbench.store import RunRecord, Store
+
+_UNLIMITED = 10_000  # characters in a line
+_STATE_STYLES = {"done": "green", "running": "cyan", "failed": "red", "interrupted": "yellow"}
+
+
+class Format(StrEnum):
+    TABLE = "table"
+    MARKDOWN = "markdown"
+    CSV = "csv"
+    JSON = "json"
+    LATEX = "latex"
+
+
+class State(StrEnum):
+    RUNNING = "running"
+    DONE = "done"
+    FAILED = "failed"
+    INTERRUPTED = "interrupted"
+
+
+def leaderboard(
+    mixer: Annotated[str | None, typer.Option(help="Only this mixer, or several: halo,swin.")] = None,
+    scale: Annotated[str | None, typer.Option(help="Only this scale, or several.")] = None,
+    recipe: Annotated[str | None, typer.Option(help="Only runs of this recipe, or several.")] = None,
+    data: Annotated[str | None, typer.Option(help="Only runs on this data set, or several.")] = None,
+    device: Annotated[str | None, typer.Option(help="Only runs on cpu, cuda or mps.")] = None,
+    sort: Annotated[str, typer.Option(help="Column to rank by: top1, latency, macs, …")] = "top1",
+    limit: Annotated[int | None, typer.Option(min=1, help="At most so many rows of each table.")] = None,
+    format_: Annotated[Format, typer.Option("--format", help="How to print it.")] = Format.TABLE,
+    db: Database = "runs/stmbench.db",
+) -> None:
+    """Rank the finished runs; one table for each set of conditions that may be compared."""
+    from stmbench import leaderboard as board
+    from stmbench.store import open_store
+
+    with open_store(db, create=False) as store:
+        groups = board.rank(
+            store,
+            mixer=mixer,
+            scale=scale,
+            recipe_name=recipe,
+            data=data,
+            device=device,
+            sort=sort,
+            limit=limit,
+        )
+    if format_ is not Format.TABLE:
+        typer.echo(board.EXPORTS[format_](groups))
+    elif groups:
+        _print(*map(_board, groups))
+    else:
+        _print("No finished runs match. `stmbench runs` lists every run.")
+
+
+def runs(
+    state: Annotated[State | None, typer.Option(help="Only runs in this state.")] = None,
+    mixer: Annotated[str | None, typer.Option(help="Only runs of this mixer.")] = None,
+    limit: Annotated[int, typer.Option(min=1, help="The newest so many.")] = 20,
+    db: Database = "runs/stmbench.db",
+) -> None:
+    """List the runs, newest first, with how they stand."""
+    from stmbench import catalog
+    from stmbench.store import open_store
+
+    equal = {"state": state and str(state), "mixer": mixer and catalog.mixer(mixer).name}
+    with open_store(db, create=False) as store:
+        found = store.runs(limit=limit, **{key: value for key, value in equal.items() if value})
+    _print(_runs(found) if found else "No runs match.")
+
+
+def show(
+    run: Annotated[str, typer.Argument(help="The run's id, or enough of its beginning to be the only one.")],
+    db: Database = "runs/stmbench.db",
+) -> None:
+    """Tell the whole story of a run: what, with what, stages, numbers, curves and files."""
+    from stmbench.store import open_store
+
+    with open_store(db, create=False) as store:
+        record = store.run(run)
+        measurements = store.measurements(record.id)
+        parts = [_facts(record), _stages(store, record), _numbers(measurements)]
+        parts += [_curves(measurements), _files(store, record)]
+    _print(*parts)
+
+
+def summary(console: Console, store: "Store", run_ids: Sequence[str]) -> None:
+    """Print the leaderboard's rows of these runs alone."""
+    from stmbench import leaderboard as board
+
+    for group in board.rank(store, only=run_ids):
+        _print(_board(group), console=console)
+
+
+def _print(*parts: Table | Group | str | None, console: Console | None = None) -> None:
+    """Print the parts with a line between; fold nothing where no terminal sets the width."""
+    console = console or Console()
+    if not console.is_terminal:
+        console = Console(file=console.file, width=_UNLIMITED)
+    for i, part in enumerate(part for part in parts if part is not None):
+        if i:
+            console.print()
+        console.print(part, highlight=False)
+
+
+def _table(*headers: str, right: Sequence[str] = (), wrap: Sequence[str] = ()) -> Table:
+    """Columns flush left but for those in `right`; in a narrow terminal those in `wrap` give way."""
+    rule = box.SIMPLE_HEAD if sys.stdout.isatty() else None
+    table = Table(box=rule, padding=(0, 1 if rule else 2, 0, 0), pad_edge=False, show_edge=False)
+    for header in headers:
+        justify = "right" if header in right else "left"
+        table.add_column(header, justify=justify, no_wrap=header not in wrap, header_style="bold")
+    return table
+
+
+def _board(group: "board.Group") -> Group:
+    from stmbench import leaderboard as board
+
+    right = [name for name in board.HEADERS if name not in ("mixer", "scale")]
+    table = _table(*board.HEADERS, right=right, wrap=("mixer", "top-1 %"))
+    for row in group.rows:
+        table.add_row(*map(escape, board.cells(row)), style="bold" if row.rank == 1 else None)
+    note = board.conditions(group)
+    return Group(
+        f"[bold]{escape(board.caption(group))}[/]", table, *([f"[dim]{escape(note)}[/]"] if note else [])
+    )
+
+
+def _runs(found: "Sequence[RunRecord]") -> Table:
+    headers = ("run", "state", "recipe", "data", "seed", "started", "took")
+    table = _table(*headers, right=("seed", "took"), wrap=("recipe", "data"))
+    for run in found:
+        end = datetime.now(UTC) if run.state == "running" else run.updated
+        table.add_row(
+            run.id,
+            _state(run.state),
+            escape(run.recipe_name),
+            escape(run.data_name),
+            str(run.seed),
+            _when(run.created),
+            _duration(end - run.created),
+        )
+    return table
+
+
+def _facts(run: "RunRecord") -> Table:
+    table = Table(box=None, show_header=False, pad_edge=False)
+    table.add_column(style="bold")
+    reason = f": {run.reason}" if run.reason else ""
+    code = run.git_commit[:12] + (" with uncommitted changes" if run.git_dirty else "")
+    facts = {
+        "run": run.id,
+        "state": run.state + reason,
+        "network": f"{run.mixer} {run.scale}",
+        "weights": f"{run.weights} (sha256 {run.weights_sha256[:12]})" if run.weights else "",
+        "recipe": f"{run.recipe_name} ({run.recipe_digest})",
+        "overrides": ", ".join(run.overrides),
+        "data": f"{run.data_name} ({run.data_fingerprint[:12]})",
+        "seed": str(run.seed),
+        "device": f"{run.hardware} [{run.device}], {run.precision}, {run.threads} threads",
+        "started": f"{run.created.astimezone():%Y-%m-%d %H:%M:%S %Z} on {run.host}, process {run.pid}",
+        "command": " ".join(run.argv),
+        "code": code,
+        "versions": ", ".join(f"{name} {version}" for name, version in run.versions.items()),
+        "folder": str(run.folder),
+    }
+    for name, value in facts.items():
+        if value:
+            table.add_row(name, escape(value))
+    return table
+
+
+def _stages(store: "Store", run: "RunRecord") -> Table | None:
+    table = _table("stage", "state", "started", "took", "reason", right=("took",), wrap=("reason",))
+    for stage in store.stages(run.id):
+        took = _duration(stage.ended - stage.started) if stage.ended else ""
+        started = f"{stage.started.astimezone():%H:%M:%S}"
+        table.add_row(stage.name, _state(stage.state), started, took, escape(stage.reason))
+    return table if table.row_count else None
+
+
+def _numbers(measurements: "Sequence[Measurement]") -> Table | None:
+    table = _table("stage", "number", "value", "unit", "condition", right=("value",), wrap=("condition",))
+    for m in measurements:
+        if m.step == 0:
+            condition = m.condition.replace(",", ", ")
+            table.add_row(m.stage, escape(m.name), _value(m.value), escape(m.unit), escape(condition))
+    return table if table.row_count else None
+
+
+def _curves(measurements: "Sequence[Measurement]") -> Table | None:
+    """One line per epoch, one column per name (and condition) measured at every epoch."""
+    epochs: dict[int, dict[str, float]] = defaultdict(dict)
+    for m in measurements:
+        if m.step:
+            under = " ".join(part.partition("=")[2] for part in m.condition.split(","))
+            epochs[m.step][f"{m.name} {under}".strip().replace("_", " ")] = m.value
+    names = list(dict.fromkeys(name for values in epochs.values() for name in values))
+    table = _table("epoch", *names, right=("epoch", *names), wrap=names)
+    for epoch, values in sorted(epochs.items()):
+        table.add_row(str(epoch), *(_value(values[name]) if name in values else "" for name in names))
+    return table if table.row_count else None
+
+
+def _files(store: "Store", run: "RunRecord") -> Table | None:
+    table = _table("file", "kind", "condition", "size", "sha256", right=("size",), wrap=("file", "condition"))
+    for file in store.artifacts(run.id):
+        size = f"{file.bytes / 1e6:.2f} MB"
+        table.add_row(escape(str(file.path)), file.kind, escape(file.condition), size, file.sha256[:12])
+    return table if table.row_count else None
+
+
+def _state(state: str) -> str:
+    return f"[{_STATE_STYLES[state]}]{state}[/]"
+
+
+def _value(value: float) -> str:
+    """Whole and large numbers in full, others with four significant digits."""
+    if math.isfinite(value) and value == int(value):
+        return f"{int(value):,}"
+    return f"{value:,.1f}" if abs(value) >= 1000 else f"{value:.4g}"
+
+
+def _when(time: datetime) -> str:
+    """Local time; the year instead of the hour in any other year."""
+    local = time.astimezone()
+    return f"{local:%m-%d %H:%M}" if local.year == datetime.now().astimezone().year else f"{local:%Y-%m-%d}"
+
+
+def _duration(time: timedelta) -> str:
+    """``12.3 s``, ``3:25`` (minutes) or ``1:03:25``."""
+    seconds = time.total_seconds()
+    if seconds < 60:
+        return f"{seconds:.1f} s"
+    minutes, hours = int(seconds) // 60 % 60, int(seconds) // 3600
+    return (f"{hours}:{minutes:02}" if hours else f"{minutes}") + f":{int(seconds) % 60:02}"

@@ -1,0 +1,157 @@
+"""`stmbench run` and `stmbench resume`: take networks through their stages and show it."""
+
+import contextlib
+import signal
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.console import Console
+
+from stmbench.cli import errors
+from stmbench.cli.options import Database
+
+if TYPE_CHECKING:
+    from stmbench.plan import Request
+    from stmbench.record import Job
+    from stmbench.store import Store
+
+RUN_HELP = "The run's id, or enough of its beginning to be the only one."
+
+
+def run(
+    mixer: Annotated[str, typer.Option(help="A mixer, several (halo,swin), or all.")] = "halo",
+    stage: Annotated[
+        str, typer.Option(help="A stage, several (train,eval), or all the recipe lists.")
+    ] = "all",
+    scale: Annotated[
+        str | None, typer.Option(help="micro, tiny, small, base. [default: the recipe's]")
+    ] = None,
+    recipe: Annotated[str, typer.Option(help="A recipe's name or TOML file.")] = "quick",
+    seed: Annotated[int, typer.Option(help="Seed of weights, order and augmentation.", min=0)] = 0,
+    data: Annotated[
+        str | None, typer.Option(help="Data set: a name or path. [default: the recipe's]")
+    ] = None,
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, mps.")] = "auto",
+    weights: Annotated[
+        Path | None, typer.Option(help="Checkpoint to start from (.safetensors, .pth).")
+    ] = None,
+    set_: Annotated[
+        list[str] | None, typer.Option("--set", help="Override the recipe: section.key=value.")
+    ] = None,
+    db: Database = "runs/stmbench.db",
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Show what would run, and run nothing.")] = False,
+) -> None:
+    """Build, train, evaluate and profile mixers by one recipe, and store every number."""
+    from stmbench import plan
+
+    asked = plan.request(
+        mixer=mixer,
+        scale=scale,
+        recipe_name=recipe,
+        overrides=set_ or [],
+        stage=stage,
+        seed=seed,
+        data=data,
+        device=device,
+        weights=weights,
+    )
+    console = Console()
+    if dry_run:
+        from stmbench.cli import preview
+
+        preview.show(console, asked)
+    else:
+        _run_all(console, asked, db)
+
+
+def resume(
+    run: Annotated[str, typer.Argument(help=RUN_HELP)],
+    db: Database = "runs/stmbench.db",
+) -> None:
+    """Go on with an interrupted or failed run from its last finished epoch and stage."""
+    from stmbench import runner
+    from stmbench.store import open_store
+
+    console, store = Console(), open_store(db, create=False)
+    _follow_all(console, store, iter([runner.reopen(run, store)]), db)
+
+
+def _run_all(console: Console, asked: "Request", db: str) -> None:
+    from stmbench import runner
+    from stmbench.store import open_store
+
+    store = open_store(db)
+    store.reap()
+    _follow_all(console, store, runner.start(asked, store), db)
+
+
+def _follow_all(console: Console, store: "Store", jobs: "Iterator[Job]", db: str) -> None:
+    """Follow runs one after the other; a failed one does not keep the next from running."""
+    option = "" if db == "runs/stmbench.db" else f" --db {db}"
+    done: list[str] = []
+    code = 0
+    with _terminated_as_interrupt():
+        for job in jobs:
+            run_id = job.folder.name
+            try:
+                _follow(console, store, job)
+                done.append(run_id)
+            except KeyboardInterrupt:
+                console.print(f"[yellow]Stopped.[/] `stmbench resume {run_id}{option}` goes on from here.")
+                code = 130
+                break
+            except Exception as error:
+                if "--debug" in sys.argv:
+                    raise
+                errors.show(error, f"{run_id}: ")
+                code = errors.exit_code(error)
+    if done:
+        _close(console, store, done, option)
+    if code:
+        raise typer.Exit(code)
+
+
+def _follow(console: Console, store: "Store", job: "Job") -> None:
+    from stmbench import runner
+    from stmbench.cli.draw import Drawer
+
+    protocol = job.recipe
+    console.print(
+        f"[bold]{job.folder.name}[/]  {job.mixer} {job.scale}, recipe {protocol.name} ({protocol.digest}), "
+        f"data {job.data}, {job.device}, seed {job.seed}",
+        highlight=False,
+    )
+    with Drawer(console) as drawer:
+        for event in runner.execute(job, store):
+            if isinstance(event, runner.StageDone):
+                drawer.stage_done(event.stage, event.seconds)
+            else:
+                drawer.draw(event)
+
+
+def _close(console: Console, store: "Store", done: list[str], option: str) -> None:
+    from stmbench.cli import results
+
+    results.summary(console, store, done)
+    console.print(
+        f"Next: `stmbench leaderboard{option}` ranks all runs, "
+        f"`stmbench show {done[-1]}{option}` tells this one's story.",
+        highlight=False,
+    )
+
+
+@contextlib.contextmanager
+def _terminated_as_interrupt() -> Iterator[None]:
+    """Let SIGTERM end a run as Ctrl-C does: recorded as interrupted, resumable."""
+
+    def interrupt(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGTERM, interrupt)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)

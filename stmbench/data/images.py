@@ -1,0 +1,134 @@
+"""Images as a PyTorch data set, in which an image that cannot be decoded is counted instead of fatal.
+
+The count lies in shared memory, one byte per image: every loader process sees it, and an image that fails in
+each epoch is still one image.
+"""
+
+import struct
+import tarfile
+import zlib
+from collections.abc import Callable, Generator
+from typing import Any
+
+import torch
+from PIL import Image
+from timm.data.dataset import IterableImageDataset
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from stmbench.data.info import Reader
+
+UNREADABLE = -1  # the label that stands for an image without content
+MOST_UNREADABLE = 0.01  # share of a split's images
+# What Pillow, tarfile and zlib raise for broken input.
+BROKEN = (
+    OSError, SyntaxError, ValueError, EOFError, struct.error, zlib.error, tarfile.TarError,
+    Image.DecompressionBombError,
+)  # fmt: skip
+
+
+class UnreadableImagesError(RuntimeError):
+    """More images than can be overlooked could not be decoded."""
+
+
+class Images(Dataset[tuple[Any, int]]):
+    """The images of one split: item `i` is ``(transform(image), label)``, the image RGB or greyscale.
+
+    In training the next readable image stands in for an unreadable one. In evaluation a blank image with
+    the label `UNREADABLE` does, so that every index keeps its place.
+    """
+
+    def __init__(self, reader: Reader, *, channels: int, training: bool) -> None:
+        self.reader = reader
+        self.mode = "L" if channels == 1 else "RGB"
+        self.training = training
+        self.transform: Callable[[Image.Image], Any] = lambda image: image  # timm's create_loader sets it
+        self._unreadable: Tensor = torch.zeros(len(reader), dtype=torch.uint8).share_memory_()  # (N,)
+
+    def __len__(self) -> int:
+        return len(self.reader)
+
+    def __getitem__(self, index: int) -> tuple[Any, int]:
+        for step in range(len(self)):
+            at = (index + step) % len(self)
+            try:
+                image, label = self._decode(at)
+            except BROKEN:
+                self._unreadable[at] = 1
+                if not self.training:
+                    return self.transform(Image.new(self.mode, (32, 32))), UNREADABLE
+            else:
+                return self.transform(image), label
+        raise UnreadableImagesError("None of the training images can be read.")
+
+    @property
+    def skipped(self) -> int:
+        """How many different images could not be decoded so far, in this process and its loaders."""
+        return int(self._unreadable.count_nonzero())
+
+    def skipped_names(self, limit: int = 10) -> list[str]:
+        """The names of the first of them."""
+        return [str(self.reader.filename(int(i))) for i in self._unreadable.nonzero()[:limit]]
+
+    def check_skipped(self) -> None:
+        """Raise `UnreadableImagesError` if more than 1 % of the images could not be decoded."""
+        if self.skipped > MOST_UNREADABLE * len(self):
+            first = int(self._unreadable.nonzero()[0])
+            raise UnreadableImagesError(
+                f"{self.skipped} of {len(self)} images cannot be read, more than 1 %. "
+                f"The first is {self.reader.filename(first)}: {self._reason(first)}."
+            )
+
+    def _decode(self, index: int) -> tuple[Image.Image, int]:
+        source, label = self.reader[index]
+        if isinstance(source, Image.Image):
+            return as_mode(source, self.mode), int(label)
+        with source, Image.open(source) as image:
+            return as_mode(image, self.mode), int(label)
+
+    def _reason(self, index: int) -> str:
+        try:
+            self._decode(index)
+        except BROKEN as error:
+            return str(error).rstrip(".") or type(error).__name__
+        return "it could be read at the second try"
+
+
+class Stream(IterableImageDataset):
+    """Images that come one after the other, through one of timm's iterable readers.
+
+    timm's readers leave out what they cannot decode and say so in the log, without a count.
+    """
+
+    skipped = 0
+
+    def __init__(self, reader: Any, num_classes: int) -> None:
+        super().__init__(None, reader=reader)
+        self.num_classes = num_classes
+
+    def __iter__(self) -> Generator[tuple[Any, int], None, None]:
+        image: Any
+        label: Any
+        for image, label in super().__iter__():
+            if not 0 <= label < self.num_classes:
+                raise ValueError(f"An image has the label {label}, but classes={self.num_classes} was given.")
+            yield image, int(label)
+
+    def skipped_names(self, limit: int = 10) -> list[str]:
+        """No names are known."""
+        return []
+
+    def check_skipped(self) -> None:
+        """Nothing to check: see above."""
+
+
+def as_mode(image: Image.Image, mode: str) -> Image.Image:
+    """`image` as "RGB" or "L"; whatever is transparent shows white."""
+    if image.mode == mode and "transparency" not in image.info:
+        image.load()
+        return image
+    if image.mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in image.info:
+        image = image.convert("RGBA")
+        white = Image.new("RGBA", image.size, "white")
+        image = Image.alpha_composite(white, image)
+    return image.convert(mode)

@@ -1,0 +1,94 @@
+"""What a run is made with: command, code, machine and libraries, gathered once when it starts."""
+
+import hashlib
+import importlib.metadata
+import os
+import platform
+import subprocess
+import sys
+from pathlib import Path
+
+import torch
+
+from stmbench.data import DataInfo
+from stmbench.plan import Request
+from stmbench.stages.network import precision
+from stmbench.store import NewRun
+
+_PACKAGES = ("stmbench", "torch", "torchvision", "timm", "numpy")
+
+
+def gather(asked: Request, mixer: str, info: DataInfo) -> NewRun:
+    """Everything about a run of one of the asked mixers that a reader may need a year later."""
+    commit, dirty = _git()
+    return NewRun(
+        mixer=mixer,
+        scale=asked.scale,
+        stages=asked.stages,
+        seed=asked.seed,
+        recipe_name=asked.recipe.name,
+        recipe_digest=asked.recipe.digest,
+        recipe_values=asked.recipe.values(),
+        overrides=asked.overrides,
+        data_source=asked.data,
+        data_name=info.name,
+        data_fingerprint=info.fingerprint,
+        weights=asked.weights or "",
+        weights_sha256=_sha256(asked.weights) if asked.weights else "",
+        device=torch.device(asked.device).type,
+        hardware=hardware(asked.device),
+        precision=precision(asked.recipe, asked.device),
+        threads=torch.get_num_threads(),
+        argv=sys.argv,
+        git_commit=commit,
+        git_dirty=dirty,
+        versions=versions(),
+    )
+
+
+def hardware(device: str) -> str:
+    """The device's model: of the GPU, or of the CPU and its number of cores."""
+    if device.startswith("cuda"):
+        return torch.cuda.get_device_name(device)
+    return f"{_cpu_model()} ({os.cpu_count()} cores)"
+
+
+def versions() -> dict[str, str]:
+    """Versions of Python, the packages results depend on, CUDA, cuDNN and the GPU's driver."""
+    found = {"python": platform.python_version(), "os": platform.platform()}
+    found |= {name: importlib.metadata.version(name) for name in _PACKAGES}
+    if torch.version.cuda and torch.cuda.is_available():
+        driver = _output("nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader")
+        found |= {"cuda": torch.version.cuda, "cudnn": str(torch.backends.cudnn.version())}
+        found["driver"] = driver.partition("\n")[0]
+    return found
+
+
+def _cpu_model() -> str:
+    info = Path("/proc/cpuinfo")
+    for line in info.read_text().splitlines() if info.is_file() else ():
+        key, _, value = line.partition(":")
+        if key.strip() == "model name":
+            return value.strip()
+    return platform.processor() or platform.machine()
+
+
+def _sha256(path: str) -> str:
+    with Path(path).open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _git() -> tuple[str, bool]:
+    """The commit of stmbench's own checkout and whether it was changed; ("", False) from a wheel."""
+    root = Path(__file__).parents[1]
+    if not (root / ".git").exists():
+        return "", False
+    git = ("git", "-C", str(root))
+    return _output(*git, "rev-parse", "HEAD"), bool(_output(*git, "status", "--porcelain"))
+
+
+def _output(*command: str) -> str:
+    try:
+        return subprocess.run(command, capture_output=True, text=True, timeout=10).stdout.strip()
+    except (OSError, subprocess.TimeoutExpired):
+        return ""

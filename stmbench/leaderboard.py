@@ -1,0 +1,381 @@
+"""From stored runs to ranked rows: who is best, at what cost, and how sure that is.
+
+Only what was measured alike is ranked together. A group holds the finished runs of one recipe (name and
+digest), one data set (name and fingerprint), one kind and model of hardware, one precision, and one
+condition of latency and throughput (batch sizes, threads, and whatever else that condition says). A run
+that has no latency belongs to the condition its group was last measured under.
+
+A row is one network: mixer, scale and starting weights. Its seeds are averaged; of several runs with the
+same seed the newest that has a number gives it. Top-1 is that of the EMA weights wherever a run keeps
+them: the recipe decides it, never the result. Its interval is Wilson's (1927) for a share of the test
+images, at 95 %: it says what another draw of test images could have given. Seeds share their test images,
+so more seeds do not narrow it; their own spread is the standard deviation beside the mean.
+"""
+
+import csv
+import dataclasses
+import io
+import json
+import math
+import statistics
+from collections import defaultdict
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from stmbench import catalog, recipe
+from stmbench.record import Measurement
+from stmbench.store import RunRecord, Store
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+_Z = statistics.NormalDist().inv_cdf(0.975)
+_NUMBERS = {
+    ("build", "parameters"): "parameters",
+    ("build", "macs"): "macs",
+    ("profile", "latency"): "latency",
+    ("profile", "throughput"): "throughput",
+    ("eval", "top1"): "top1",
+    ("eval", "images"): "images",
+}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Row:
+    """One network's numbers, means over its seeds; None where there is none."""
+
+    rank: int | None  # by the chosen column, from 1; None without a value there
+    mixer: str
+    scale: str
+    weights: str  # the checkpoint it started from, if any
+    parameters: float | None
+    macs: float | None
+    latency: float | None  # ms
+    throughput: float | None  # images/s
+    top1: float | None  # per cent
+    top1_low: float | None  # 95 % interval
+    top1_high: float | None
+    top1_sd: float | None  # over seeds; None for one
+    images: float | None  # test images behind top1
+    seeds: int
+    runs: tuple[str, ...]  # ids of the runs the numbers are from
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Group:
+    """Rows that may be compared, best first, and what they have in common."""
+
+    recipe: str
+    recipe_digest: str
+    data: str
+    data_fingerprint: str
+    device: str
+    hardware: str
+    precision: str
+    latency_condition: str
+    throughput_condition: str
+    rows: tuple[Row, ...]
+
+
+COLUMNS = tuple(field.name for field in dataclasses.fields(Row))
+_DESCENDING = {"throughput", "top1", "top1_low", "top1_high", "images", "seeds"}
+_SORTABLE = tuple(name for name in COLUMNS if name not in ("rank", "runs"))
+
+
+def rank(
+    store: Store,
+    *,
+    mixer: str | None = None,
+    scale: str | None = None,
+    recipe_name: str | None = None,
+    data: str | None = None,
+    device: str | None = None,
+    only: Collection[str] | None = None,
+    sort: str = "top1",
+    limit: int | None = None,
+) -> list[Group]:
+    """The groups of finished runs, largest first; at most `limit` rows of each, best first by `sort`.
+
+    A filter is a name, or several with commas between; `only` keeps the runs with these ids.
+
+    Raises:
+        ValueError: an unknown column or filter value; it names the nearest.
+    """
+    catalog.known("column", sort, _SORTABLE)
+    runs = store.runs(state="done")
+    wanted = _filters(runs, mixer, scale, recipe_name, data, device)
+    runs = [run for run in runs if only is None or run.id in only]
+    runs = [run for run in runs if all(getattr(run, key) in values for key, values in wanted.items())]
+    stages, names = ({key[i] for key in _NUMBERS} for i in (0, 1))
+    numbers = store.headline(sorted(stages), sorted(names))
+    entries = [_Entry(run, numbers[run.id]) for run in reversed(runs) if run.id in numbers]  # oldest first
+    groups = [
+        Group(
+            **protocol._asdict(),
+            latency_condition=conditions.latency,
+            throughput_condition=conditions.throughput,
+            rows=tuple(_ranked(_rows(members), sort)[:limit]),
+        )
+        for (protocol, conditions), members in _comparable(entries).items()
+    ]
+    return sorted(groups, key=lambda group: (-len(group.rows), group.recipe, group.data, group.hardware))
+
+
+def frame(store: Store, **options: Any) -> "pd.DataFrame":
+    """`rank` as one table, a line per row, raw numbers, with the columns of the row's group."""
+    import pandas as pd
+
+    return pd.DataFrame(records(rank(store, **options)), columns=list(_FIELDS))
+
+
+# Groups and rows
+
+
+class _Protocol(NamedTuple):
+    """What runs must share before any of their numbers are compared."""
+
+    recipe: str
+    recipe_digest: str
+    data: str
+    data_fingerprint: str
+    device: str
+    hardware: str
+    precision: str
+
+
+class _Conditions(NamedTuple):
+    """What the times of a run were taken under."""
+
+    latency: str
+    throughput: str
+
+
+class _Entry:
+    """One run with its numbers."""
+
+    def __init__(self, run: RunRecord, measurements: Sequence[Measurement]) -> None:
+        self.run = run
+        kinds = {m.condition for m in measurements if m.stage == "eval"}
+        headline = "weights=ema" if "weights=ema" in kinds else "weights=plain"
+        found = {
+            _NUMBERS[m.stage, m.name]: m
+            for m in measurements
+            if (m.stage, m.name) in _NUMBERS and (m.stage != "eval" or m.condition == headline)
+        }
+        self.values = {name: m.value for name, m in found.items() if not math.isnan(m.value)}
+        times = [found[name].condition if name in found else "" for name in _Conditions._fields]
+        self.conditions = _Conditions(*times) if any(times) else None
+        self.network = (run.mixer, run.scale, run.weights, run.weights_sha256)
+        self.protocol = _Protocol(
+            run.recipe_name,
+            run.recipe_digest,
+            run.data_name,
+            run.data_fingerprint,
+            run.device,
+            run.hardware,
+            run.precision,
+        )
+
+
+def _comparable(entries: Sequence[_Entry]) -> dict[tuple[_Protocol, _Conditions], list[_Entry]]:
+    """Entries, oldest first, by what they share; one without times joins those measured last."""
+    latest = {entry.protocol: entry.conditions for entry in entries if entry.conditions}
+    groups = defaultdict(list)
+    for entry in entries:
+        conditions = entry.conditions or latest.get(entry.protocol, _Conditions("", ""))
+        groups[entry.protocol, conditions].append(entry)
+    return groups
+
+
+def _rows(entries: Sequence[_Entry]) -> list[Row]:
+    networks = defaultdict(list)
+    for entry in entries:
+        networks[entry.network].append(entry)
+    return [_row(members) for members in networks.values()]
+
+
+def _row(entries: Sequence[_Entry]) -> Row:
+    """Average the seeds of one network; `entries` come oldest first."""
+    seeds: dict[int, dict[str, tuple[float, str]]] = defaultdict(dict)
+    for entry in entries:
+        seeds[entry.run.seed] |= {name: (value, entry.run.id) for name, value in entry.values.items()}
+    found = {
+        name: [values[name][0] for values in seeds.values() if name in values] for name in _NUMBERS.values()
+    }
+    mean = {name: statistics.fmean(values) if values else None for name, values in found.items()}
+    run, top1, images = entries[0].run, mean["top1"], mean["images"]
+    low, high = wilson(top1, images) if top1 is not None and images else (None, None)
+    return Row(
+        rank=None,
+        mixer=run.mixer,
+        scale=run.scale,
+        weights=run.weights,
+        **mean,
+        top1_low=low,
+        top1_high=high,
+        top1_sd=statistics.stdev(found["top1"]) if len(found["top1"]) > 1 else None,
+        seeds=len(seeds),
+        runs=tuple(dict.fromkeys(run_id for values in seeds.values() for _, run_id in values.values())),
+    )
+
+
+def _ranked(rows: list[Row], sort: str) -> list[Row]:
+    """Best first, ties by name; rows without a value last and unranked."""
+    rows = sorted(rows, key=lambda row: (row.mixer, row.scale, row.weights))
+    with_value = [row for row in rows if getattr(row, sort) is not None]
+    with_value.sort(key=lambda row: getattr(row, sort), reverse=sort in _DESCENDING)
+    without = [row for row in rows if getattr(row, sort) is None]
+    return [dataclasses.replace(row, rank=place) for place, row in enumerate(with_value, 1)] + without
+
+
+def wilson(percent: float, n: float) -> tuple[float, float]:
+    """The 95 % interval of a share, both in per cent, of `n` independent trials (Wilson 1927)."""
+    p, z2 = percent / 100, _Z**2
+    centre = (p + z2 / (2 * n)) / (1 + z2 / n)
+    half = _Z * math.sqrt(p * (1 - p) / n + z2 / (4 * n * n)) / (1 + z2 / n)
+    return 100 * max(0.0, centre - half), 100 * min(1.0, centre + half)
+
+
+def _filters(
+    runs: Sequence[RunRecord],
+    mixer: str | None,
+    scale: str | None,
+    recipe_name: str | None,
+    data: str | None,
+    device: str | None,
+) -> dict[str, set[str]]:
+    """The allowed values of each filtered column of a run, every one of them known to us or to a run."""
+
+    def names(kind: str, column: str, text: str, *also: str) -> set[str]:
+        there = sorted({getattr(run, column) for run in runs} | set(also))
+        return {catalog.known(kind, name.strip(), there) for name in text.split(",")}
+
+    wanted = {}
+    if mixer:
+        aliases = {alias: row.name for row in catalog.mixers().values() for alias in row.aliases}
+        chosen = ",".join(aliases.get(name.strip(), name) for name in mixer.split(","))
+        wanted["mixer"] = names("mixer", "mixer", chosen, *catalog.mixers(), *aliases)
+    if scale:
+        scales = {name for row in catalog.mixers().values() for name in row.scales}
+        wanted["scale"] = names("scale", "scale", scale, *scales)
+    if recipe_name:
+        wanted["recipe_name"] = names("recipe", "recipe_name", recipe_name, *recipe.names())
+    if data:
+        wanted["data_name"] = names("data set", "data_name", data)
+    if device:
+        wanted["device"] = names("device", "device", device, "cpu", "cuda", "mps")
+    return wanted
+
+
+# Words for people, and exports
+
+NONE = "\N{EN DASH}"
+HEADERS = ("#", "mixer", "scale", "params", "MACs", "latency", "images/s", "top-1 %", "95 %", "seeds")
+
+
+def cells(row: Row) -> tuple[str, ...]:
+    """The row as a person reads it, under `HEADERS`."""
+    sd = f" ±{row.top1_sd:.2f}" if row.top1_sd is not None else ""
+    interval = f"{row.top1_low:.1f}{NONE}{row.top1_high:.1f}" if row.top1_low is not None else NONE
+    return (
+        NONE if row.rank is None else str(row.rank),
+        row.mixer + (f" from {Path(row.weights).name}" if row.weights else ""),
+        row.scale,
+        _text(row.parameters, amount),
+        _text(row.macs, macs),
+        _text(row.latency, lambda ms: f"{ms:.3g} ms" if ms < 100 else f"{ms:,.0f} ms"),
+        _text(row.throughput, lambda rate: f"{rate:,.0f}"),
+        _text(row.top1, lambda percent: f"{percent:.2f}{sd}"),
+        interval,
+        str(row.seeds),
+    )
+
+
+def _text(value: float | None, form: Callable[[float], str]) -> str:
+    return NONE if value is None else form(value)
+
+
+def amount(count: float) -> str:
+    """A count in millions: ``4.39 M``."""
+    return f"{count / 1e6:.2f} M"
+
+
+def macs(count: float) -> str:
+    """Multiply-accumulates: ``0.86 G``, or ``13.5 M`` below a tenth of that unit."""
+    return f"{count / 1e9:.2f} G" if count >= 1e8 else f"{count / 1e6:.1f} M"
+
+
+def caption(group: Group) -> str:
+    """What the rows of a group have in common, in one line."""
+    name = f"recipe {group.recipe} ({group.recipe_digest})"
+    return f"{name}, data {group.data}, {group.hardware} [{group.device}], {group.precision}"
+
+
+def conditions(group: Group) -> str:
+    """What latency and throughput were measured under; "" where neither was."""
+    found = {"latency": group.latency_condition, "throughput": group.throughput_condition}
+    return "; ".join(f"{name}: {at.replace(',', ', ')}" for name, at in found.items() if at)
+
+
+_SHARED = tuple(field.name for field in dataclasses.fields(Group) if field.name != "rows")
+_FIELDS = (*_SHARED, *COLUMNS)
+
+
+def records(groups: Sequence[Group]) -> list[dict[str, Any]]:
+    """One flat record of raw numbers per row, with the columns of its group."""
+    return [
+        {name: getattr(group, name) for name in _SHARED} | {name: getattr(row, name) for name in COLUMNS}
+        for group in groups
+        for row in group.rows
+    ]
+
+
+def to_json(groups: Sequence[Group]) -> str:
+    return json.dumps(records(groups), indent=2, ensure_ascii=False)
+
+
+def to_csv(groups: Sequence[Group]) -> str:
+    text = io.StringIO()
+    writer = csv.DictWriter(text, _FIELDS, lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(record | {"runs": " ".join(record["runs"])} for record in records(groups))
+    return text.getvalue().rstrip("\n")
+
+
+def to_markdown(groups: Sequence[Group]) -> str:
+    """A table per group under its caption."""
+    rule = "|" + "|".join("---" if name in ("mixer", "scale") else "--:" for name in HEADERS) + "|"
+    parts = []
+    for group in groups:
+        lines = [HEADERS, *map(cells, group.rows)]
+        table = ["| " + " | ".join(cell.replace("|", r"\|") for cell in line) + " |" for line in lines]
+        parts.append("\n".join([f"**{caption(group)}**", "", table[0], rule, *table[1:]]))
+        if note := conditions(group):
+            parts.append(f"_{note}_")
+    return "\n\n".join(parts)
+
+
+_LATEX = {"\\": r"\textbackslash{}", NONE: "--", "±": r"$\pm$"} | {c: f"\\{c}" for c in "&%$#_{}"}
+_LATEX |= {"~": r"\textasciitilde{}", "^": r"\textasciicircum{}"}
+
+
+def to_latex(groups: Sequence[Group]) -> str:
+    r"""A `table` per group, with the rules of the package booktabs (``\usepackage{booktabs}``)."""
+    kinds = "".join("l" if name in ("mixer", "scale") else "r" for name in HEADERS)
+    parts = []
+    for group in groups:
+        note = f". {conditions(group)}" if conditions(group) else ""
+        rows = [" & ".join(map(_latex, line)) + r" \\" for line in [HEADERS, *map(cells, group.rows)]]
+        table = [r"\begin{table}", r"\centering", rf"\caption{{{_latex(caption(group) + note)}}}"]
+        table += [rf"\begin{{tabular}}{{{kinds}}}", r"\toprule", rows[0], r"\midrule", *rows[1:]]
+        parts.append("\n".join([*table, r"\bottomrule", r"\end{tabular}", r"\end{table}"]))
+    return "\n\n".join(parts)
+
+
+def _latex(text: str) -> str:
+    return "".join(_LATEX.get(character, character) for character in text)
+
+
+EXPORTS = {"markdown": to_markdown, "csv": to_csv, "json": to_json, "latex": to_latex}

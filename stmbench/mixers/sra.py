@@ -1,0 +1,48 @@
+"""Spatial-reduction attention: every position attends to keys taken from a coarser map.
+
+Wang et al. 2021, "Pyramid Vision Transformer" (arXiv:2102.12122). Departure: a map that the reduction does
+not divide is padded with zeros at the right and bottom, so that its last positions give keys too. The
+learnt map of absolute positions that belongs to this family lives in the backbone's residual stream.
+
+Shapes: B batch, H x W positions, N = H W, M keys, C channels, h heads, D = C / h.
+"""
+
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from stmbench.mixers.layers import ChannelsLastConv2d, ceil_div, check_heads
+
+
+class SpatialReductionAttention(nn.Module):
+    """Attention whose keys and values come from a convolution with kernel and stride `reduction`."""
+
+    def __init__(self, dim: int, *, num_heads: int, reduction: int) -> None:
+        super().__init__()
+        check_heads(dim, num_heads)
+        self.dim, self.num_heads, self.reduction = dim, num_heads, reduction
+        self.q = nn.Linear(dim, dim)
+        self.kv = nn.Linear(dim, 2 * dim)
+        self.proj = nn.Linear(dim, dim)
+        self.reduce = nn.Identity()
+        if reduction > 1:
+            conv = ChannelsLastConv2d(dim, dim, reduction, stride=reduction)
+            self.reduce = nn.Sequential(conv, nn.LayerNorm(dim))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, H, W, C) -> (B, H, W, C)."""
+        B, H, W, C = x.shape
+        h, r = self.num_heads, self.reduction
+        q = self.q(x).reshape(B, H * W, h, C // h).transpose(1, 2)  # (B, h, N, D)
+        if H % r or W % r:
+            x = F.pad(x, (0, 0, 0, -W % r, 0, -H % r))
+        kv = self.kv(self.reduce(x)).reshape(B, -1, 2, h, C // h)  # (B, M, 2, h, D)
+        k, v = kv.permute(2, 0, 3, 1, 4)  # each (B, h, M, D)
+        x = F.scaled_dot_product_attention(q, k, v)  # (B, h, N, D)
+        return self.proj(x.transpose(1, 2).reshape(B, H, W, C))
+
+    def macs(self, height: int, width: int) -> int:
+        """Multiply-accumulates of one image of `height` x `width` positions."""
+        n, c, r = height * width, self.dim, self.reduction
+        m = ceil_div(height, r) * ceil_div(width, r)
+        reduction = m * r * r * c * c if r > 1 else 0
+        return 2 * n * c * c + reduction + 2 * m * c * c + 2 * n * m * c

@@ -1,0 +1,295 @@
+"""The unified backbone: four levels of one block around any spatial token mixer.
+
+Hu et al. 2022, "Demystify Transformers & Convolutions in Modern Image Deep Networks" (arXiv:2211.05781):
+an overlapping stem, overlapping downsampling, a LayerNorm after each level, a convolutional head.
+Departure: activations stay (B, H, W, C) from stem to head, and convolutions see them as NCHW views in
+channels_last memory format, so that nothing is transposed in between.
+
+It speaks timm's language: images are NCHW, and so are the features it hands out (as views).
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from timm.layers import create_classifier
+from timm.models._features import feature_take_indices
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
+
+from stmbench.nn.block import Block
+from stmbench.nn.registry import pretrained_cfg
+
+NORM_EPS = 1e-6  # of the LayerNorms outside the blocks
+HEAD_RATIO = 1.5
+
+
+class ConvNorm(nn.Module):
+    """A 3x3 convolution with stride 2 and a LayerNorm, (B, H, W, C) -> (B, ceil(H/2), ceil(W/2), C')."""
+
+    def __init__(self, in_channels: int, out_channels: int, *, bias: bool) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(in_channels, out_channels, 3, stride=2, padding=1, bias=bias)
+        self.norm = nn.LayerNorm(out_channels, eps=NORM_EPS)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.norm(self.conv(x.permute(0, 3, 1, 2)).permute(0, 2, 3, 1))
+
+    def macs(self, height: int, width: int) -> int:
+        """Multiply-accumulates of one image that comes out as `height` x `width` positions."""
+        return height * width * self.conv.weight.numel()
+
+
+class Level(nn.Module):
+    """The blocks of one resolution, between the downsampling before them and the LayerNorm after them."""
+
+    def __init__(
+        self, downsample: nn.Module, position_map: nn.Parameter | None, blocks: Sequence[Block], dim: int
+    ) -> None:
+        super().__init__()
+        self.downsample = downsample
+        self.position_map = position_map  # (1, C, H, W) of the size the network was built for, or None
+        self.blocks = nn.ModuleList(blocks)
+        self.norm = nn.LayerNorm(dim, eps=NORM_EPS)
+        self.grad_checkpointing = False
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, 2H, 2W, C/2) -> (B, H, W, C); the first level leaves the size to the stem."""
+        x = self.downsample(x)
+        if self.position_map is not None:
+            x = x + resize_position_map(self.position_map, x.shape[1], x.shape[2]).permute(0, 2, 3, 1)
+        for block in self.blocks:
+            if self.grad_checkpointing and self.training:
+                x = checkpoint(block, x, use_reentrant=False)
+            else:
+                x = block(x)
+        return self.norm(x)
+
+
+class Head(nn.Module):
+    """Convolution, BatchNorm, GELU, pooling and a linear classifier, on features in NCHW."""
+
+    def __init__(self, dim: int, num_classes: int, global_pool: str, drop_rate: float) -> None:
+        super().__init__()
+        self.hidden = int(dim * HEAD_RATIO)
+        self.drop_rate = drop_rate
+        self.conv = nn.Conv2d(dim, self.hidden, 1, bias=False)
+        self.norm = nn.BatchNorm2d(self.hidden)
+        self.reset(num_classes, global_pool)
+
+    def reset(self, num_classes: int, global_pool: str) -> None:
+        """A new classifier; none at all for 0 classes. "" leaves the features unpooled."""
+        if num_classes and not global_pool:
+            raise ValueError("Without pooling there is nothing to classify: set num_classes=0 or global_pool='avg'.")
+        self.global_pool, self.fc = create_classifier(self.hidden, num_classes, pool_type=global_pool)
+        init_weights(self.fc)
+
+    def forward(self, x: Tensor, pre_logits: bool = False) -> Tensor:
+        x = self.global_pool(F.gelu(self.norm(self.conv(x))))
+        x = F.dropout(x, self.drop_rate, self.training)
+        return x if pre_logits else self.fc(x)
+
+    def macs(self, height: int, width: int) -> int:
+        """Multiply-accumulates of one image with features of `height` x `width` positions."""
+        classifier = sum(parameter.numel() for parameter in self.fc.parameters() if parameter.ndim == 2)
+        return height * width * self.conv.weight.numel() + classifier
+
+
+class Backbone(nn.Module):
+    """An image classifier of four levels; `make_mixer(level, block)` makes each block's mixer.
+
+    Tuples have one entry per level. `drop_path` is the last block's rate; it grows linearly from 0.
+    `image_size` (height, width) only settles the size of position maps: any size may be fed.
+    `position_parameters` are the names of the learnt tables of positions, which take no weight decay.
+    """
+
+    def __init__(
+        self,
+        widths: Sequence[int],
+        depths: Sequence[int],
+        make_mixer: Callable[[int, int], nn.Module],
+        *,
+        mlp_ratios: Sequence[int] = (4, 4, 4, 4),
+        norm_eps: float = 1e-5,
+        drop_path: float = 0.0,
+        position_map: bool = False,
+        position_parameters: Sequence[str] = (),
+        num_classes: int = 1000,
+        in_channels: int = 3,
+        image_size: tuple[int, int] = (224, 224),
+        global_pool: str = "avg",
+        drop_rate: float = 0.0,
+    ) -> None:
+        super().__init__()
+        self.num_classes = num_classes
+        self.position_parameters = tuple(position_parameters)
+        self.stem = nn.Sequential(
+            ConvNorm(in_channels, widths[0] // 2, bias=True),
+            nn.GELU(),
+            ConvNorm(widths[0] // 2, widths[0], bias=True),
+        )
+        rates = [rate.item() for rate in torch.linspace(0, drop_path, sum(depths), device="cpu")]
+        levels = []
+        for level, (width, depth) in enumerate(zip(widths, depths, strict=True)):
+            blocks = [
+                Block(
+                    width,
+                    make_mixer(level, block),
+                    mlp_ratio=mlp_ratios[level],
+                    norm_eps=norm_eps,
+                    drop_path=rates[sum(depths[:level]) + block],
+                )
+                for block in range(depth)
+            ]
+            positions = None
+            if position_map:
+                positions = nn.Parameter(torch.empty(1, width, *level_size(level, *image_size)))
+                nn.init.trunc_normal_(positions, std=0.02)
+            down = ConvNorm(widths[level - 1], width, bias=False) if level else nn.Identity()
+            levels.append(Level(down, positions, blocks, width))
+        self.levels = nn.ModuleList(levels)
+        self.head = Head(widths[-1], num_classes, global_pool, drop_rate)
+        self.num_features = widths[-1]
+        self.head_hidden_size = self.head.hidden
+        self.feature_info = [
+            {"num_chs": width, "reduction": 4 * 2**level, "module": f"levels.{level}"}
+            for level, width in enumerate(widths)
+        ]
+        self.pretrained_cfg = pretrained_cfg(num_classes, (in_channels, *image_size))
+        self.default_cfg = self.pretrained_cfg
+        self.apply(init_weights)
+
+    def forward_features(self, x: Tensor) -> Tensor:
+        """Images (B, 3, H, W) -> normalised features of the last level (B, C, ceil(H/32), ceil(W/32))."""
+        x = self._stem(x)
+        for level in self.levels:
+            x = level(x)
+        return x.permute(0, 3, 1, 2)
+
+    def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
+        """Features -> logits, or the `head_hidden_size` numbers they are computed from."""
+        return self.head(x, pre_logits=pre_logits)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Images (B, 3, H, W) -> logits (B, num_classes), or pooled features where there are no classes."""
+        return self.forward_head(self.forward_features(x))
+
+    def forward_intermediates(
+        self,
+        x: Tensor,
+        indices: int | list[int] | None = None,
+        norm: bool = False,
+        stop_early: bool = False,
+        output_fmt: str = "NCHW",
+        intermediates_only: bool = False,
+    ) -> list[Tensor] | tuple[Tensor, list[Tensor]]:
+        """The features of the chosen levels, with the last features in front unless `intermediates_only`.
+
+        Each level ends in its own LayerNorm, whatever `norm` says: the next level is fed from there too.
+        """
+        if output_fmt not in ("NCHW", "NHWC"):
+            raise ValueError(f"output_fmt must be NCHW or NHWC, not '{output_fmt}'.")
+        order = (0, 3, 1, 2) if output_fmt == "NCHW" else (0, 1, 2, 3)
+        take, last = feature_take_indices(len(self.levels), indices)
+        intermediates = []
+        x = self._stem(x)
+        for index, level in enumerate(self.levels):
+            if stop_early and index > last:
+                break
+            x = level(x)
+            if index in take:
+                intermediates.append(x.permute(order))
+        return intermediates if intermediates_only else (x.permute(0, 3, 1, 2), intermediates)
+
+    def prune_intermediate_layers(
+        self, indices: int | list[int] = 1, prune_norm: bool = False, prune_head: bool = True
+    ) -> list[int]:
+        """Drop the levels behind the last chosen one, and the head; a level's LayerNorm stays with it."""
+        take, last = feature_take_indices(len(self.levels), indices)
+        pruned = last < len(self.levels) - 1
+        self.levels = self.levels[: last + 1]
+        if pruned:
+            self.num_features = self.head_hidden_size = self.feature_info[last]["num_chs"]
+        if pruned or prune_head:
+            self.num_classes = 0
+            self.head = nn.Identity()
+        return take
+
+    def _stem(self, images: Tensor) -> Tensor:
+        # The one copy there is, and none for images that come in channels_last.
+        images = images.contiguous(memory_format=torch.channels_last)
+        return self.stem(images.permute(0, 2, 3, 1))
+
+    def get_classifier(self) -> nn.Module:
+        """The linear layer that gives the logits."""
+        return self.head.fc
+
+    def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
+        """A freshly initialised classifier; 0 classes for none."""
+        weight = self.head.conv.weight
+        self.num_classes = num_classes
+        self.head.reset(num_classes, self.head.global_pool.pool_type if global_pool is None else global_pool)
+        self.head.to(weight.device, weight.dtype)
+
+    def set_grad_checkpointing(self, enable: bool = True) -> None:
+        """Recompute each block's activations in the backward pass instead of keeping them."""
+        for level in self.levels:
+            level.grad_checkpointing = enable
+
+    def no_weight_decay(self) -> set[str]:
+        """Names of the parameters beside norms, biases and layer scales that take no weight decay."""
+        return {
+            name for name, _ in self.named_parameters() if name.rpartition(".")[2] in self.position_parameters
+        }
+
+    def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
+        """timm's patterns of parameter groups from stem to head, for layer-wise learning rates."""
+        blocks = [
+            (r"^levels\.(\d+)\.(?:downsample|position_map)", (0,)),
+            (r"^levels\.(\d+)\.blocks\.(\d+)", None),
+            (r"^levels\.(\d+)\.norm", (99999,)),  # with the block before it
+        ]
+        return {"stem": r"^stem", "blocks": r"^levels\.(\d+)" if coarse else blocks}
+
+    def macs(self, height: int, width: int) -> dict[str, int]:
+        """Multiply-accumulates of one image of `height` x `width` pixels, by part of the network.
+
+        Convolutions, linear layers, attention products and sampling; not norms, activations and additions.
+        """
+        middle = (-(-height // 2), -(-width // 2))
+        size = level_size(0, height, width)
+        macs = {"stem": self.stem[0].macs(*middle) + self.stem[2].macs(*size)}
+        for index, level in enumerate(self.levels):
+            size = level_size(index, height, width)
+            if index:
+                macs[f"level{index + 1}.downsample"] = level.downsample.macs(*size)
+            macs[f"level{index + 1}.mixers"] = sum(block.mixer.macs(*size) for block in level.blocks)
+            macs[f"level{index + 1}.mlps"] = sum(block.mlp_macs(*size) for block in level.blocks)
+        macs["head"] = self.head.macs(*size)
+        return macs
+
+
+def level_size(level: int, height: int, width: int) -> tuple[int, int]:
+    """Positions along each axis in a level (from 0) of the network fed with `height` x `width` pixels."""
+    stride = 4 * 2**level
+    return -(-height // stride), -(-width // stride)
+
+
+def resize_position_map(position_map: Tensor, height: int, width: int) -> Tensor:
+    """A map (1, C, H, W) interpolated to another size; itself where it fits.
+
+    The one way maps are resized, when weights are loaded and when a network is fed another size than it
+    was built for, so that both give the same answer.
+    """
+    if position_map.shape[2:] == (height, width):
+        return position_map
+    return F.interpolate(position_map, (height, width), mode="bilinear", align_corners=False)
+
+
+def init_weights(module: nn.Module) -> None:
+    """Truncated normal with std 0.02 for every convolution and linear layer, mixers' included; biases 0."""
+    if isinstance(module, nn.Conv2d | nn.Linear):
+        nn.init.trunc_normal_(module.weight, std=0.02)
+        if module.bias is not None:
+            nn.init.zeros_(module.bias)

@@ -1,0 +1,210 @@
+"""Checkpoint files in and out; foreign names and shapes are adapted here, at the edge, dict to dict.
+
+Ours are safetensors whose header carries what the weights are. The published networks of Hu et al. 2022
+(arXiv:2211.05781) come as pickles ``{"model": state_dict, ...}``; of those, and of any other pickle, only
+tensors, plain containers and an `argparse.Namespace` are read. A pickle that wants anything else is refused.
+Of a file that holds plain and averaged weights, the plain ones (``model``) are taken.
+"""
+
+import argparse
+import os
+import pickle
+import re
+import tempfile
+import warnings
+import zipfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import safetensors
+import safetensors.torch
+import torch
+from timm.models import adapt_input_conv, clean_state_dict
+from torch import Tensor, nn
+
+from stmbench.nn.backbone import Backbone, resize_position_map
+
+# Published names to ours, each rule applied in turn.
+_RENAMES = [
+    (r"^downsample_layers\.0\.stem\.0\.", "stem.0.conv."),
+    (r"^downsample_layers\.0\.stem\.1\.", "stem.0.norm."),
+    (r"^downsample_layers\.0\.stem\.3\.", "stem.2.conv."),
+    (r"^downsample_layers\.0\.stem\.4\.", "stem.2.norm."),
+    (r"^downsample_layers\.(\d+)\.reduction\.0\.", r"levels.\1.downsample.conv."),
+    (r"^downsample_layers\.(\d+)\.reduction\.1\.", r"levels.\1.downsample.norm."),
+    (r"^stage_norms\.(\d+)\.", r"levels.\1.norm."),
+    (r"^head\.(weight|bias)$", r"head.fc.\1"),
+    (r"^conv_head\.0\.", "head.conv."),
+    (r"^conv_head\.1\.", "head.norm."),
+    (r"^stages\.(\d+)\.0\.pos_embed$", r"levels.\1.position_map"),
+    (r"^stages\.(\d+)\.(\d+)\.", r"levels.\1.blocks.\2."),
+    (r"\.gamma_?([12])$", r".gamma\1"),
+    (r"\.attn\.pos_embed\.", ".mixer."),  # halo
+    (r"\.attn\.sr\.", ".mixer.reduce.0."),  # sra
+    (r"\.attn\.norm\.", ".mixer.reduce.1."),
+    (r"\.dw_norm\.", ".norm1."),  # dwconv
+    (r"\.pw_norm\.", ".norm2."),
+    (r"\.dw_input_proj\.", ".mixer.proj_in."),
+    (r"\.dwconv\.", ".mixer.conv."),
+    (r"\.dw_out_proj\.", ".mixer.proj_out."),
+    (r"\.pwconv([12])\.", r".mlp.fc\1."),
+    (r"\.attn\.dw_conv\.0\.", ".mixer.conv."),  # dcnv3
+    (r"\.attn\.dw_conv\.1\.norm\.", ".mixer.norm."),
+    (r"\.attn\.sampling_offsets\.", ".mixer.offset."),
+    (r"\.attn\.attention_weights\.", ".mixer.modulation."),
+    (r"\.attn\.value_proj\.", ".mixer.value."),
+    (r"\.attn\.output_proj\.", ".mixer.proj."),
+    (r"\.attn\.", ".mixer."),
+]
+_DERIVED = re.compile(r"\.(relative_position_index|attn_mask)$")  # buffers we make anew
+_POINTWISE = re.compile(r"\.mixer\.(kv|proj_in|proj_out)\.weight$")  # 1x1 convolutions there, linear layers here
+_LAYER_SCALE = re.compile(r"\.gamma[12]$")  # of many shapes there, one-dimensional here
+
+
+def read_weights(path: str | Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """The tensors of a checkpoint file under the names they have there, and its metadata.
+
+    Raises:
+        ValueError: no such file, a damaged one, one without weights, or one that contains code.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise ValueError(f"No weights file at {path}.")
+    if path.suffix == ".safetensors":
+        return _read_safetensors(path)
+    content = _read_pickle(path)
+    state = content.get("model", content.get("state_dict", content)) if isinstance(content, dict) else None
+    if not isinstance(state, dict) or not state or not all(isinstance(value, Tensor) for value in state.values()):
+        raise ValueError(f"{path} holds no weights: neither a state dict nor one under 'model' or 'state_dict'.")
+    metadata = {key: str(value) for key, value in content.items() if key == "epoch"}
+    return clean_state_dict(state), metadata
+
+
+def _read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+    try:
+        with safetensors.safe_open(path, framework="pt") as file:
+            return {key: file.get_tensor(key) for key in file.keys()}, file.metadata() or {}  # noqa: SIM118
+    except safetensors.SafetensorError as error:
+        raise ValueError(f"{path} is no safetensors file, or a damaged one: {error}.") from None
+
+
+def _read_pickle(path: Path) -> Any:
+    try:
+        with warnings.catch_warnings(), torch.serialization.safe_globals([argparse.Namespace]):
+            warnings.simplefilter("ignore")  # of foreign pickle protocols; what cannot be read is an error
+            return torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        name = re.search(r"GLOBAL (\S+)", str(error))
+        what = f"it contains code ({name[1]})" if name else "it is damaged, or contains code"
+        raise ValueError(f"{path} is refused: {what}; only tensors and plain values are loaded.") from None
+    except (RuntimeError, EOFError, ValueError, KeyError, IndexError, zipfile.BadZipFile) as error:
+        raise ValueError(f"{path} is no PyTorch checkpoint, or a damaged one.") from error
+
+
+def convert(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """A published state dict under our names and shapes; one of ours unchanged."""
+    if not any(key.startswith("downsample_layers.") for key in state):
+        return dict(state)
+    converted = {}
+    for key, value in state.items():
+        if _DERIVED.search(key):
+            continue
+        for pattern, replacement in _RENAMES:
+            key = re.sub(pattern, replacement, key)
+        if _POINTWISE.search(key):
+            value = value.flatten(1)
+        converted[key] = value.flatten() if _LAYER_SCALE.search(key) else value
+    return converted
+
+
+def adapt(state: Mapping[str, Tensor], model: nn.Module) -> dict[str, Tensor]:
+    """`convert`, and position maps resized to those of the model."""
+    state = convert(state)
+    for key, parameter in model.named_parameters():
+        if key.endswith(".position_map") and key in state:
+            state[key] = resize_position_map(state[key], *parameter.shape[2:])
+    return state
+
+
+def adapt_on_load(model: nn.Module, state: dict[str, Tensor], prefix: str, *_: Any) -> None:
+    """`adapt` as a pre-hook of `load_state_dict`, for whoever loads by himself as timm's scripts do."""
+    keys = [key for key in state if key.startswith(prefix)]
+    own = {key.removeprefix(prefix): state.pop(key) for key in keys}
+    state.update({prefix + key: value for key, value in adapt(own, model).items()})
+
+
+def load_weights(model: Backbone, path: str | Path) -> dict[str, str]:
+    """Load a checkpoint, ours or a published one, into a model; return its metadata.
+
+    Every key must fit, but for what has to differ: position maps are resized to another image size, the
+    first convolution is adapted to another number of channels as timm does, and a classifier of another
+    number of classes stays as the model has it.
+
+    Raises:
+        ValueError: the file cannot be read (see `read_weights`), or holds another network.
+    """
+    state, metadata = read_weights(path)
+    state = adapt(state, model)
+    _adapt_first_conv(state, model, path)
+    _adapt_classifier(state, model)
+    _check_fits(state, model, path)
+    model.load_state_dict(state)
+    return metadata
+
+
+def _adapt_first_conv(state: dict[str, Tensor], model: Backbone, path: str | Path) -> None:
+    name = f"{model.pretrained_cfg['first_conv']}.weight"
+    channels = model.get_parameter(name).shape[1]
+    if name not in state or state[name].ndim != 4 or state[name].shape[1] == channels:
+        return
+    if state[name].shape[1] != 3:
+        raise ValueError(
+            f"{path} is for images of {state[name].shape[1]} channels, the network for {channels}: "
+            "only weights for 3 channels can be adapted."
+        )
+    state[name] = adapt_input_conv(channels, state[name])
+
+
+def _adapt_classifier(state: dict[str, Tensor], model: Backbone) -> None:
+    name = model.pretrained_cfg["classifier"]
+    weight = state.get(f"{name}.weight")
+    if weight is None or weight.shape[0] == model.num_classes:
+        return
+    for key in (f"{name}.weight", f"{name}.bias"):
+        state.pop(key, None)
+    state.update({f"{name}.{key}": value for key, value in model.get_classifier().state_dict().items()})
+
+
+def _check_fits(state: Mapping[str, Tensor], model: nn.Module, path: str | Path) -> None:
+    own = model.state_dict()
+    missing = [key for key in own if key not in state]
+    unexpected = [key for key in state if key not in own]
+    reshaped = [key for key in own if key in state and own[key].shape != state[key].shape]
+    if missing or unexpected or reshaped:
+        first = ", ".join([*missing, *unexpected, *reshaped][:5])
+        raise ValueError(
+            f"{path} holds another network: {len(missing)} keys missing, {len(unexpected)} unexpected, "
+            f"{len(reshaped)} of another shape; the first: {first}."
+        )
+
+
+def save_weights(path: str | Path, state: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
+    """Write a state dict as safetensors; the file appears whole or not at all.
+
+    Raises:
+        OSError: the folder cannot be written to, or the disk is full.
+    """
+    path = Path(path)
+    tensors = {key: value.detach().cpu().contiguous() for key, value in state.items()}
+    content = safetensors.torch.save(tensors, dict(metadata))
+    handle, draft = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    try:
+        with os.fdopen(handle, "wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        Path(draft).replace(path)
+    except BaseException:
+        Path(draft).unlink(missing_ok=True)
+        raise

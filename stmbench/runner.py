@@ -1,0 +1,159 @@
+"""From a job to a run: stages in order, every measurement committed as it appears and handed on.
+
+A run that dies leaves every number it had, and its state says how it died.
+"""
+
+import contextlib
+import threading
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import stmbench.data
+from stmbench import catalog, evidence, recipe
+from stmbench.plan import Request, find_device
+from stmbench.record import Artifact, Event, Job, Measurement
+from stmbench.stages.network import make
+from stmbench.store import RunRecord, Store
+
+HEARTBEAT_S = 15.0
+
+
+@dataclass(frozen=True, slots=True)
+class StageDone:
+    """A stage has ended well."""
+
+    stage: str
+    seconds: float
+
+
+def start(asked: Request, store: Store) -> Iterator[Job]:
+    """Open one run after the other, each when the one before it has been taken, and yield its job.
+
+    Raises:
+        ValueError: before the first is opened, where the data are missing or the weights do not fit.
+    """
+    info = stmbench.data.find(asked.data)
+    if asked.weights:
+        make(_job(asked, asked.mixers[0], store.folder), info.num_classes, device="cpu")
+    for mixer in asked.mixers:
+        run = store.create_run(evidence.gather(asked, mixer, info))
+        yield _job(asked, mixer, run.folder)
+
+
+def _job(asked: Request, mixer: str, folder: Path) -> Job:
+    return Job(
+        mixer=mixer,
+        scale=asked.scale,
+        recipe=asked.recipe,
+        stages=asked.stages,
+        seed=asked.seed,
+        data=asked.data,
+        device=asked.device,
+        weights=asked.weights,
+        folder=folder,
+    )
+
+
+def reopen(name: str, store: Store) -> Job:
+    """Take over an interrupted or failed run, by its id or enough of its beginning, and return its job.
+
+    Raises:
+        ValueError: no such run, it is done or still running, or its data or device are not here.
+    """
+    run = store.run(name)
+    job = Job(
+        mixer=run.mixer,
+        scale=run.scale,
+        recipe=recipe.from_values(run.recipe_values, run.recipe_name),
+        stages=tuple(run.stages),
+        seed=run.seed,
+        data=run.data_source,
+        device=find_device(run.device),
+        weights=run.weights or None,
+        folder=run.folder,
+    )
+    _check_data(run)
+    store.reopen(run.id)
+    return job
+
+
+def _check_data(run: RunRecord) -> None:
+    info = stmbench.data.find(run.data_source)
+    if info.fingerprint != run.data_fingerprint:
+        raise ValueError(
+            f"The data at {run.data_source} have changed since {run.id} started "
+            f"({info.fingerprint}, then {run.data_fingerprint}): start a new run."
+        )
+
+
+def execute(job: Job, store: Store) -> Iterator[Event | StageDone]:
+    """Take the run through those of its stages that are not done yet.
+
+    Whatever stops it, an exception or the consumer closing the iterator, is written to the run's row
+    before it goes on upward.
+    """
+    run_id = job.folder.name
+    done = {stage.name for stage in store.stages(run_id) if stage.state == "done"}
+    with _ended(store, run_id), _heartbeat(store, run_id):
+        for stage in job.stages:
+            if stage not in done:
+                yield from _stage(job, store, run_id, stage)
+
+
+def _stage(job: Job, store: Store, run_id: str, stage: str) -> Iterator[Event | StageDone]:
+    started = time.perf_counter()
+    store.start_stage(run_id, stage)
+    try:
+        for event in catalog.resolve(catalog.stages()[stage])(job):
+            if isinstance(event, Measurement):
+                store.record(run_id, event)
+            elif isinstance(event, Artifact):
+                store.attach(run_id, event, job.folder)
+            yield event
+    except BaseException as error:
+        with contextlib.suppress(Exception):  # the first error is the one to report
+            store.end_stage(run_id, stage, _state(error), _reason(error))
+        raise
+    store.end_stage(run_id, stage, "done")
+    yield StageDone(stage, time.perf_counter() - started)
+
+
+@contextlib.contextmanager
+def _ended(store: Store, run_id: str) -> Iterator[None]:
+    try:
+        yield
+    except BaseException as error:
+        with contextlib.suppress(Exception):
+            store.end_run(run_id, _state(error), _reason(error))
+        raise
+    store.end_run(run_id, "done")
+
+
+def _state(error: BaseException) -> str:
+    return "failed" if isinstance(error, Exception) else "interrupted"
+
+
+def _reason(error: BaseException) -> str:
+    if isinstance(error, KeyboardInterrupt | GeneratorExit):
+        return "stopped by the user"
+    return f"{type(error).__name__}: {error}"
+
+
+@contextlib.contextmanager
+def _heartbeat(store: Store, run_id: str) -> Iterator[None]:
+    stop = threading.Event()
+
+    def beat() -> None:
+        while not stop.wait(HEARTBEAT_S):
+            with contextlib.suppress(Exception):  # a missed beat is no reason to lose a run
+                store.beat(run_id)
+
+    thread = threading.Thread(target=beat, name="heartbeat", daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        stop.set()
+        thread.join()

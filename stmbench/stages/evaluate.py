@@ -1,0 +1,93 @@
+"""Stage `eval`: top-1, top-5 and loss on the validation images, for plain and EMA weights.
+
+Every image's label and five best classes are kept as an artifact, in the data set's own order, so that two
+runs can later be compared image by image. Images that cannot be decoded are left out and counted.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+import stmbench.data
+from stmbench.record import Artifact, Event, Job, Measurement, Note, Progress, condition
+from stmbench.stages import network
+
+UNREADABLE = -1  # the label of an image that could not be decoded
+
+
+@dataclass(frozen=True)
+class Predictions:
+    """What a network said of N images."""
+
+    labels: np.ndarray  # (N,) int; UNREADABLE where the image could not be decoded
+    top5: np.ndarray  # (N, min(5, classes)) int, best first
+    losses: np.ndarray  # (N,) float32, cross-entropy; NaN where unreadable
+
+    @property
+    def readable(self) -> np.ndarray:
+        """(N,) bool."""
+        return self.labels != UNREADABLE
+
+    def numbers(self) -> dict[str, tuple[float, str]]:
+        """name -> (value, unit): top1 and top5 in per cent, the mean loss, images counted and skipped."""
+        hits = (self.top5 == self.labels[:, None])[self.readable]
+        return {
+            "top1": (100 * float(hits[:, 0].mean()), "%"),
+            "top5": (100 * float(hits.any(1).mean()), "%"),
+            "loss": (float(self.losses[self.readable].mean(dtype=np.float64)), ""),
+            "images": (int(self.readable.sum()), "images"),
+            "skipped": (int((~self.readable).sum()), "images"),
+        }
+
+
+def run(job: Job) -> Iterator[Event]:
+    """Yield the numbers of each set of weights the run has, and its predictions as an artifact."""
+    info = network.find_data(job)
+    loader = stmbench.data.eval_loader(info, job.recipe, device=job.device)
+    for kind, model in network.trained(job, info):
+        predictions = yield from predict(job, model, loader, f"eval {kind}")
+        at = condition(weights=kind)
+        for name, (value, unit) in predictions.numbers().items():
+            yield Measurement("eval", name, value, unit, at)
+        path = job.folder / f"predictions_{kind}.npz"
+        save(path, predictions, info.num_classes)
+        yield Artifact("eval", "predictions", path, at)
+        if skipped := int((~predictions.readable).sum()):
+            yield Note("eval", f"{skipped} of {len(predictions.labels)} images could not be read; left out.")
+
+
+def predict(
+    job: Job, model: nn.Module, loader: stmbench.data.Loader, text: str, stage: str = "eval"
+) -> Iterator[Event]:
+    """Yield progress and return `Predictions`: ``predictions = yield from predict(...)``."""
+    model.eval()
+    batches: list[tuple[torch.Tensor, torch.Tensor, torch.Tensor]] = []
+    size = job.recipe.eval.batch_size
+    with network.memory_advice("eval.batch_size", size):
+        for done, (images, labels) in enumerate(loader, 1):
+            with torch.inference_mode(), network.autocast(job.recipe, job.device):
+                logits = model(images).float()
+                losses = F.cross_entropy(logits, labels, ignore_index=UNREADABLE, reduction="none")
+                top5 = logits.topk(min(5, logits.shape[1])).indices
+            batches.append((labels, top5, losses))  # on the device: nothing waits for it before the end
+            yield Progress(stage, text, done, len(loader))
+    loader.dataset.check_skipped()
+    labels, top5, losses = (torch.cat(part).cpu().numpy() for part in zip(*batches, strict=True))
+    return Predictions(labels, top5, np.where(labels == UNREADABLE, np.nan, losses))
+
+
+def save(path: Path, predictions: Predictions, num_classes: int) -> None:
+    """Write labels and top-5 as compressed NumPy arrays of the smallest fitting type."""
+    dtype = np.min_scalar_type(-max(num_classes, 2))
+    with path.open("wb") as file:
+        np.savez_compressed(
+            file,
+            labels=predictions.labels.astype(dtype),
+            top5=predictions.top5.astype(dtype),
+            losses=predictions.losses.astype(np.float32),
+        )

@@ -1,0 +1,107 @@
+"""The network a job describes: made, given weights, placed on the device, and its precision."""
+
+import contextlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+
+import stmbench.data
+from stmbench.data import DataInfo
+from stmbench.nn import create_model
+from stmbench.nn.backbone import Backbone
+from stmbench.nn.weights import load_weights
+from stmbench.recipe import Recipe
+from stmbench.record import Job
+
+AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+class OutOfMemoryError(RuntimeError):
+    """The device's memory ran out; the message names the setting to lower."""
+
+
+def make(job: Job, num_classes: int, device: str | None = None) -> Backbone:
+    """The job's network in its starting state, a function of the job's seed and weights file alone."""
+    data = job.recipe.data
+    torch.manual_seed(job.seed)
+    model = create_model(
+        job.mixer,
+        job.scale,
+        num_classes=num_classes,
+        in_channels=data.channels,
+        image_size=data.image_size,
+        drop_path=job.recipe.model.drop_path,
+        weights=job.weights,
+    )
+    return model.to(device or job.device, memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
+
+
+def weights_file(job: Job, kind: str) -> Path:
+    """Where training leaves its `plain` or `ema` weights."""
+    return job.folder / f"{kind}.safetensors"
+
+
+def trained(job: Job, info: DataInfo) -> Iterator[tuple[str, Backbone]]:
+    """The networks an evaluation looks at: the run's plain and EMA weights, else the given weights.
+
+    Raises:
+        ValueError: the run has not trained and no weights were given.
+    """
+    kinds = [kind for kind in ("plain", "ema") if weights_file(job, kind).is_file()]
+    if not kinds and job.weights is None:
+        raise ValueError(
+            "Nothing to evaluate: add the train stage (--stage train,eval) or give --weights FILE."
+        )
+    model = make(job, info.num_classes)
+    for kind in kinds or ["plain"]:
+        if kinds:
+            load_weights(model, weights_file(job, kind))
+        yield kind, model
+
+
+def precision(recipe: Recipe, device: str) -> str:
+    """fp32, bf16 or fp16: the recipe's, or for "auto" the best the device has autocast for."""
+    if recipe.train.precision != "auto":
+        return recipe.train.precision
+    if device.startswith("cuda"):
+        return "bf16" if torch.cuda.is_bf16_supported() else "fp16"
+    return "fp32"
+
+
+def autocast(recipe: Recipe, device: str) -> contextlib.AbstractContextManager[Any]:
+    """Autocast as the recipe's precision asks for on this device; does nothing for fp32."""
+    kind = precision(recipe, device)
+    if kind == "fp32":
+        return contextlib.nullcontext()
+    return torch.autocast(torch.device(device).type, AUTOCAST[kind])
+
+
+def synchronize(device: str) -> None:
+    """Wait until everything queued on the device is done."""
+    if device.startswith("cuda"):
+        torch.cuda.synchronize(device)
+    elif device == "mps":
+        torch.mps.synchronize()
+
+
+@contextlib.contextmanager
+def memory_advice(setting: str, batch_size: int) -> Iterator[None]:
+    """Turn any form of running out of memory into one line that names the batch size to try."""
+    try:
+        yield
+    except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
+        if not isinstance(error, torch.OutOfMemoryError | MemoryError) and "allocate memory" not in str(
+            error
+        ):
+            raise
+        advice = f"try --set {setting}={batch_size // 2}" if batch_size > 1 else "no smaller batch exists"
+        raise OutOfMemoryError(f"Out of memory with {batch_size} images at once; {advice}.") from error
+
+
+def find_data(job: Job) -> DataInfo:
+    """The job's data set; ValueError where the recipe names none and none was given."""
+    if not job.data:
+        raise ValueError(f"Recipe '{job.recipe.name}' needs data: give --data PATH.")
+    return stmbench.data.find(job.data)

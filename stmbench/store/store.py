@@ -1,0 +1,328 @@
+"""`Store`: every write to, and every read from, the results database.
+
+Each write is its own transaction, committed when the method returns: a run that dies leaves every number
+it had. All methods may be called from several threads and processes at once.
+"""
+
+import dataclasses
+import difflib
+import hashlib
+import math
+import secrets
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from sqlalchemy import URL, Connection, Engine, Row, Table, insert, select, update
+
+from stmbench.record import Artifact, Measurement
+from stmbench.store import database, process, tables
+from stmbench.store.records import ArtifactRecord, NewRun, RunRecord, StageRecord, State
+
+
+def open_store(url: str, *, create: bool = True) -> "Store":
+    """Open the results at a path (an SQLite file) or any SQLAlchemy URL; an older schema is upgraded.
+
+    With `create`, a database without results is given its tables, and an SQLite file its folder.
+
+    Raises:
+        ValueError: not a results database, one of a newer stmbench, or, without `create`, none yet.
+        OSError: the database cannot be reached, read or written.
+    """
+    parsed = database.parse_url(url)
+    file = database.sqlite_file(parsed)
+    missing = f"No results at {url} yet. `stmbench run --mixer halo --stage all` makes some."
+    if file is not None and not file.exists():
+        if not create:
+            raise ValueError(missing)
+        _make_folder(file.parent)
+    engine = database.connect(parsed)
+    try:
+        with database.clear_errors(parsed):
+            schema = database.schema_of(engine)
+            if schema is None and not create:
+                raise ValueError(missing)
+            if schema is None or schema < tables.SCHEMA:
+                database.upgrade(engine)
+            elif schema > tables.SCHEMA:
+                raise ValueError(
+                    f"The results at {url} were written by a newer stmbench (schema {schema}; this one knows "
+                    f"{tables.SCHEMA}). Upgrade stmbench, or give another database with --db."
+                )
+    except BaseException:
+        engine.dispose()
+        raise
+    return Store(engine, parsed, file.absolute().parent if file else Path("runs").absolute())
+
+
+class Store:
+    """An open results database; a context manager. `folder` is where its runs keep their files."""
+
+    def __init__(self, engine: Engine, url: URL, folder: Path) -> None:
+        self.folder = folder
+        self._url = url
+        self._engine = engine
+        self._writer = engine.execution_options(writes=True)
+
+    def __enter__(self) -> "Store":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Close every connection."""
+        self._engine.dispose()
+
+    # Writing
+
+    def create_run(self, new: NewRun) -> RunRecord:
+        """Open a run that belongs to this process, `running`, with a short unique id and its folder's name.
+
+        The folder itself is not made.
+        """
+        now = datetime.now(UTC)
+        values = {f.name: getattr(new, f.name) for f in dataclasses.fields(NewRun)} | process.identity()
+        for key, value in values.items():
+            if isinstance(value, tuple):
+                values[key] = list(value)
+        with self._write() as connection:
+            run_id = _free_id(connection, f"{new.mixer}-{new.scale}")
+            connection.execute(
+                insert(tables.run).values(
+                    id=run_id,
+                    folder=run_id,  # relative to ours, so that the results can be moved as a whole
+                    state="running",
+                    reason="",
+                    created=now,
+                    updated=now,
+                    heartbeat=now,
+                    **values,
+                )
+            )
+        return self.run(run_id)
+
+    def reopen(self, run_id: str) -> RunRecord:
+        """Take over a failed or interrupted run: `running`, and this process's.
+
+        Raises:
+            ValueError: it is done, or still running.
+        """
+        with self._write() as connection:
+            row = connection.execute(select(tables.run).where(tables.run.c.id == run_id)).one()
+            run = self._run_record(row)
+            if run.state == "done":
+                raise ValueError(f"Run {run_id} is done: nothing to resume.")
+            if run.state == "running":
+                raise ValueError(f"Run {run_id} is still running, as process {run.pid} on {run.host}.")
+            now = datetime.now(UTC)
+            values = {"state": "running", "reason": "", "updated": now, "heartbeat": now}
+            _close_stages(connection, run_id, run.state, run.reason, run.heartbeat)
+            _update_run(connection, run_id, **values, **process.identity())
+        return self.run(run_id)
+
+    def beat(self, run_id: str) -> None:
+        """Say that the run is alive; expected at least every few minutes while it is running."""
+        with self._write() as connection:
+            _update_run(connection, run_id, heartbeat=datetime.now(UTC))
+
+    def end_run(self, run_id: str, state: State, reason: str = "") -> None:
+        """Close a run, and with it any stage it left open."""
+        now = datetime.now(UTC)
+        with self._write() as connection:
+            _close_stages(connection, run_id, state, reason, now)
+            _update_run(connection, run_id, state=state, reason=reason, updated=now, heartbeat=now)
+
+    def start_stage(self, run_id: str, stage: str) -> None:
+        """Open a stage, or open it again."""
+        now = datetime.now(UTC)
+        with self._write() as connection:
+            values = {"state": "running", "started": now, "ended": None, "reason": ""}
+            _put(connection, tables.stage, {"run": run_id, "name": stage}, values)
+            _update_run(connection, run_id, updated=now, heartbeat=now)
+
+    def end_stage(self, run_id: str, stage: str, state: State = "done", reason: str = "") -> None:
+        """Close a stage."""
+        now = datetime.now(UTC)
+        rows = tables.stage.c
+        with self._write() as connection:
+            connection.execute(
+                update(tables.stage)
+                .where(rows.run == run_id, rows.name == stage)
+                .values(state=state, ended=now, reason=reason)
+            )
+            _update_run(connection, run_id, updated=now, heartbeat=now)
+
+    def record(self, run_id: str, measurement: Measurement) -> None:
+        """Commit one number. The same stage, name, condition and step again replaces it."""
+        m = measurement
+        key = {"run": run_id, "stage": m.stage, "name": m.name, "condition": m.condition, "step": m.step}
+        value = None if math.isnan(m.value) else float(m.value)
+        with self._write() as connection:
+            _put(connection, tables.measurement, key, {"value": value, "unit": m.unit})
+
+    def attach(self, run_id: str, artifact: Artifact, folder: Path) -> ArtifactRecord:
+        """Commit a file in the run's `folder`, with its size and SHA-256. The same path again replaces it.
+
+        Raises:
+            OSError: it cannot be read.
+        """
+        with artifact.path.open("rb") as file:
+            digest = hashlib.file_digest(file, "sha256").hexdigest()
+            size = file.tell()
+        path = artifact.path.relative_to(folder)
+        record = ArtifactRecord(artifact.stage, artifact.kind, artifact.condition, path, size, digest)
+        values = dataclasses.asdict(record)
+        del values["path"]
+        with self._write() as connection:
+            _put(connection, tables.artifact, {"run": run_id, "path": path.as_posix()}, values)
+        return record
+
+    def reap(self) -> list[RunRecord]:
+        """Write down as interrupted every run whose process is gone, and return those."""
+        query = select(tables.run).where(tables.run.c.state == "running")
+        reaped = []
+        with self._write() as connection:
+            for row in connection.execute(query).all():
+                run = self._run_record(row)
+                if run.state == "interrupted":
+                    _close_stages(connection, run.id, run.state, run.reason, run.heartbeat)
+                    now = datetime.now(UTC)
+                    _update_run(connection, run.id, state=run.state, reason=run.reason, updated=now)
+                    reaped.append(run)
+        return reaped
+
+    # Reading
+
+    def run(self, name: str) -> RunRecord:
+        """The run with this id, or whose id alone begins so; ValueError names the nearest or the several."""
+        rows = tables.run
+        with self._read() as connection:
+            row = connection.execute(select(rows).where(rows.c.id == name)).one_or_none()
+            if row is None:
+                row = _by_prefix(connection, name)
+        return self._run_record(row)
+
+    def runs(self, *, limit: int | None = None, **equal: str) -> list[RunRecord]:
+        """Runs, newest first, whose columns equal what is given: ``runs(mixer="halo")``.
+
+        `state` is the state as it reads, so that "interrupted" finds dead runs too.
+        """
+        rows = tables.run
+        wanted = equal.pop("state", None)
+        query = select(rows).order_by(rows.c.created.desc(), rows.c.id)
+        query = query.where(*(rows.c[column] == value for column, value in equal.items()))
+        runs = (self._run_record(row) for row in self._fetch(query))
+        return [run for run in runs if wanted in (None, run.state)][:limit]
+
+    def stages(self, run_id: str) -> list[StageRecord]:
+        """The stages a run has begun, in the order in which it did."""
+        rows = tables.stage.c
+        run = self.run(run_id)
+        query = select(rows.name, rows.state, rows.started, rows.ended, rows.reason)
+        query = query.where(rows.run == run_id).order_by(rows.started, rows.name)
+        stages = [StageRecord(*row) for row in self._fetch(query)]
+        if run.state == "running":
+            return stages
+        closed = {"state": run.state, "reason": run.reason}
+        return [dataclasses.replace(s, **closed) if s.state == "running" else s for s in stages]
+
+    def measurements(self, run_id: str) -> list[Measurement]:
+        """Every number of a run, in the order of its stages, then by name, condition and step."""
+        order = {stage.name: i for i, stage in enumerate(self.stages(run_id))}
+        found = self._measurements(tables.measurement.c.run == run_id)[run_id]
+        return sorted(found, key=lambda m: (order.get(m.stage, len(order)), m.stage, m.name, m.condition, m.step))
+
+    def artifacts(self, run_id: str) -> list[ArtifactRecord]:
+        """The files of a run, by path."""
+        rows = tables.artifact.c
+        query = select(rows.stage, rows.kind, rows.condition, rows.path, rows.bytes, rows.sha256)
+        found = self._fetch(query.where(rows.run == run_id).order_by(rows.path))
+        return [ArtifactRecord(stage, kind, at, Path(path), *rest) for stage, kind, at, path, *rest in found]
+
+    def headline(self, stages: Sequence[str], names: Sequence[str]) -> dict[str, list[Measurement]]:
+        """The final numbers (step 0) with these names that these stages took, by run id; one query."""
+        rows = tables.measurement.c
+        return self._measurements(rows.stage.in_(stages), rows.name.in_(names), rows.step == 0)
+
+    def _measurements(self, *conditions: Any) -> defaultdict[str, list[Measurement]]:
+        rows = tables.measurement.c
+        query = select(rows.run, rows.stage, rows.name, rows.value, rows.unit, rows.condition, rows.step)
+        found: defaultdict[str, list[Measurement]] = defaultdict(list)
+        for run_id, stage, name, value, *rest in self._fetch(query.where(*conditions)):
+            found[run_id].append(Measurement(stage, name, math.nan if value is None else value, *rest))
+        return found
+
+    def _fetch(self, query: Any) -> Sequence[Any]:
+        with self._read() as connection:
+            return connection.execute(query).all()
+
+    @contextmanager
+    def _read(self) -> Iterator[Connection]:
+        with database.clear_errors(self._url), self._engine.connect() as connection:
+            yield connection
+
+    @contextmanager
+    def _write(self) -> Iterator[Connection]:
+        with database.clear_errors(self._url), self._writer.begin() as connection:
+            yield connection
+
+    def _run_record(self, row: Row[Any]) -> RunRecord:
+        values = dict(row._mapping)
+        values["folder"] = self.folder / values["folder"]
+        run = RunRecord(**values)
+        if run.state == "running" and (reason := process.why_dead(run, datetime.now(UTC))):
+            return dataclasses.replace(run, state="interrupted", reason=reason)
+        return run
+
+
+def _make_folder(folder: Path) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise OSError(f"Cannot make the folder {folder} for results: {error.strerror}.") from error
+
+
+def _free_id(connection: Connection, stem: str) -> str:
+    taken = set(connection.scalars(select(tables.run.c.id).where(tables.run.c.id.startswith(stem))))
+    while (run_id := f"{stem}-{secrets.token_hex(3)}") in taken:
+        pass
+    return run_id
+
+
+def _by_prefix(connection: Connection, name: str) -> Row[Any]:
+    ids = tables.run.c.id
+    query = select(tables.run).where(ids.startswith(name, autoescape=True)).order_by(ids)
+    rows = connection.execute(query).all()
+    if not rows:
+        near = difflib.get_close_matches(name, list(connection.scalars(select(ids))), n=1)
+        hint = f"Did you mean '{near[0]}'?" if near else "`stmbench runs` lists them."
+        raise ValueError(f"Unknown run '{name}'. {hint}")
+    if len(rows) > 1:
+        several = ", ".join(row.id for row in rows[:3]) + (", …" if len(rows) > 3 else "")
+        raise ValueError(f"'{name}' begins the ids of {len(rows)} runs: {several}.")
+    return rows[0]
+
+
+def _update_run(connection: Connection, run_id: str, **values: Any) -> None:
+    done = connection.execute(update(tables.run).where(tables.run.c.id == run_id).values(values))
+    assert done.rowcount == 1, f"no run {run_id}"
+
+
+def _close_stages(connection: Connection, run_id: str, state: State, reason: str, ended: datetime) -> None:
+    rows = tables.stage.c
+    connection.execute(
+        update(tables.stage)
+        .where(rows.run == run_id, rows.state == "running")
+        .values(state=state, reason=reason, ended=ended)
+    )
+
+
+def _put(connection: Connection, table: Table, key: dict[str, Any], values: dict[str, Any]) -> None:
+    """Insert a row, or update the one with this key: in two steps, which every database understands."""
+    same = [table.c[column] == value for column, value in key.items()]
+    if connection.execute(update(table).where(*same).values(values)).rowcount == 0:
+        connection.execute(insert(table).values(key | values))

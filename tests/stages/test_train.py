@@ -1,0 +1,161 @@
+"""Training: curves, checkpoints, exact resumption, divergence, memory, accumulation."""
+
+import dataclasses
+import itertools
+
+import pytest
+import torch
+from safetensors import safe_open
+from safetensors.torch import load_file
+
+from stmbench.recipe import Recipe, from_values
+from stmbench.record import Artifact, Job, Measurement, Progress
+from stmbench.stages import network, train
+
+
+def changed(job: Job, **sections: dict) -> Job:
+    """The job with some values of its recipe changed."""
+    values = job.recipe.values()
+    for section, new in sections.items():
+        values[section] = values[section] | new
+    return dataclasses.replace(job, recipe=from_values(values, job.recipe.name))
+
+
+def curve(events: list, name: str) -> list[float]:
+    return [e.value for e in events if isinstance(e, Measurement) and e.name == name and e.step]
+
+
+def test_training_learns_and_leaves_a_curve_per_epoch(tiny_job: Job) -> None:
+    job = changed(tiny_job, schedule={"epochs": 4})
+    events = list(train.run(job))
+    loss = curve(events, "loss")
+    assert len(loss) == 4
+    assert loss[-1] < loss[0]
+    for name in ("lr", "images_per_second", "top1", "val_loss", "seconds"):
+        assert len(curve(events, name)) == 4, name
+    assert [e.step for e in events if isinstance(e, Measurement) and e.name == "loss"] == [1, 2, 3, 4]
+    last = [e for e in events if isinstance(e, Progress) and e.text == "train 4/4"][-1]
+    assert last.done == last.total == 3
+    assert set(last.numbers) == {"loss", "images/s", "acc"}
+    (weights,) = [e for e in events if isinstance(e, Artifact)]
+    with safe_open(weights.path, "pt") as file:
+        metadata = file.metadata()
+    assert (metadata["mixer"], metadata["scale"], metadata["epoch"]) == ("dwconv", "micro", "4")
+    assert metadata["recipe"] == f"tiny@{job.recipe.digest}"
+    assert float(metadata["top1"]) == pytest.approx(curve(events, "top1")[-1])
+
+
+@pytest.mark.parametrize("mixer", ["dwconv", "swin"])
+def test_a_resumed_run_ends_with_the_same_weights_bit_for_bit(tiny_job: Job, tmp_path, mixer: str) -> None:
+    augment = {"mixup": 0.5, "cutmix": 1.0, "erase": 0.25, "color_jitter": 0.3}
+    straight = changed(
+        dataclasses.replace(tiny_job, mixer=mixer, folder=tmp_path / "straight"),
+        augment=augment,
+        model={"drop_path": 0.2},
+        train={"ema_decay": 0.9},
+    )
+    list(train.run(straight))
+    broken = dataclasses.replace(straight, folder=tmp_path / "broken")
+    events = train.run(broken)
+    for event in events:
+        if isinstance(event, Progress) and event.text == "train 2/2":
+            break  # in the middle of the second epoch
+    events.close()
+    torch.rand(7)  # whatever else the resuming process did with its random numbers
+    list(train.run(broken))
+    for kind in ("plain", "ema"):
+        one, other = (load_file(network.weights_file(job, kind)) for job in (straight, broken))
+        assert one.keys() == other.keys()
+        for name, value in one.items():
+            assert torch.equal(value, other[name]), name
+
+
+def test_divergence_fails_and_keeps_the_last_good_weights(tiny_job: Job) -> None:
+    state_of = network.weights_file(tiny_job, "plain")
+    job = changed(tiny_job, schedule={"epochs": 1})
+    list(train.run(job))
+    good = load_file(state_of)
+    job = changed(tiny_job, schedule={"epochs": 3}, optimizer={"lr": 1e30})
+    with pytest.raises(train.DivergedError, match=r"in epoch 2; the weights of epoch 1 are kept.*optimizer\.lr"):
+        list(train.run(job))
+    kept = load_file(state_of)
+    assert all(torch.equal(value, kept[name]) for name, value in good.items())
+
+
+def test_out_of_memory_names_the_batch_size_to_try(tiny_job: Job, monkeypatch: pytest.MonkeyPatch) -> None:
+    def exhausted(*_: object, **__: object) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB")
+
+    monkeypatch.setattr(train, "_forward", exhausted)
+    with pytest.raises(network.OutOfMemoryError, match=r"16 images at once; try --set train\.device_batch_size=8"):
+        list(train.run(tiny_job))
+
+
+def test_accumulation_makes_as_many_updates_of_as_many_images(tiny_job: Job) -> None:
+    whole, parts = tiny_job, changed(tiny_job, train={"device_batch_size": 4})
+    state = train.TrainState(parts, network.find_data(parts))
+    assert (state.accumulate, state.updates) == (4, 3)
+    rates = []
+    for job in (whole, dataclasses.replace(parts, folder=parts.folder / "parts")):
+        rates.append(curve(list(train.run(job)), "lr"))
+    assert rates[0] == rates[1]
+
+
+def test_gradients_accumulate_to_the_mean_over_the_batch(tiny_job: Job) -> None:
+    """Two micro-batches, with the BatchNorm of the head frozen, give the gradient of one whole batch."""
+    images = torch.randn(8, 1, 28, 28)
+    labels = torch.arange(8) % 4
+    gradients = []
+    for size in (8, 4):
+        job = changed(tiny_job, train={"batch_size": 8, "device_batch_size": size}, augment={"smoothing": 0.0})
+        state = train.TrainState(job, network.find_data(job))
+        state.model.eval()
+        for part in range(0, 8, size):
+            loss, _ = train._forward(state, images[part : part + size], labels[part : part + size])
+            (loss / state.accumulate).backward()
+        gradients.append([p.grad for p in state.model.parameters() if p.grad is not None])
+    for one, other in itertools.zip_longest(*gradients):
+        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-6)
+
+
+def test_the_schedule_warms_up_and_ends_at_its_floor(tiny_job: Job) -> None:
+    job = changed(
+        tiny_job,
+        schedule={"epochs": 4, "warmup_epochs": 1, "warmup_lr": 1e-5, "min_lr": 1e-6},
+        optimizer={"lr": 1e-3},
+    )
+    state = train.TrainState(job, network.find_data(job))
+    rates = [state.optimizer.param_groups[0]["lr"]]
+    for count in range(1, 4 * state.updates + 1):
+        state.scheduler.step_update(count)
+        rates.append(state.optimizer.param_groups[0]["lr"])
+    assert rates[0] == pytest.approx(1e-5)
+    assert max(rates) <= 1e-3
+    assert rates.index(max(rates)) == state.updates
+    assert rates[-1] == pytest.approx(1e-6)
+
+
+def test_a_batch_larger_than_the_data_is_the_users_mistake(tiny_job: Job) -> None:
+    job = changed(tiny_job, train={"batch_size": 64})
+    with pytest.raises(ValueError, match=r"48 training images, fewer than one batch.*train\.batch_size"):
+        list(train.run(job))
+
+
+def test_layer_norms_biases_and_position_tables_take_no_weight_decay(
+    tiny_job: Job, tiny_recipe: Recipe
+) -> None:
+    job = dataclasses.replace(tiny_job, mixer="swin")
+    state = train.TrainState(job, network.find_data(job))
+    names = {parameter: name for name, parameter in state.model.named_parameters()}
+    free = {names[p] for g in state.optimizer.param_groups if g["weight_decay"] == 0 for p in g["params"]}
+    assert "levels.0.blocks.0.gamma1" in free
+    assert "levels.0.blocks.0.mixer.relative_position_bias_table" in free
+    assert "levels.0.blocks.0.mixer.qkv.bias" in free
+    assert "levels.0.blocks.0.mixer.qkv.weight" not in free
+
+
+def test_a_checkpoint_that_cannot_be_read_is_named(tiny_job: Job) -> None:
+    tiny_job.folder.mkdir(parents=True)
+    (tiny_job.folder / "checkpoint.pt").write_bytes(b"half of a checkpoi")
+    with pytest.raises(RuntimeError, match=r"checkpoint\.pt cannot be read"):
+        list(train.run(tiny_job))
