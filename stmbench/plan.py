@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from timm.optim import list_optimizers
 
 from stmbench import catalog, recipe
 from stmbench.nn import create_model
@@ -51,12 +52,18 @@ def request(
         raise ValueError("--weights is one mixer's checkpoint: give one --mixer with it.")
     if not (data or protocol.data.source):
         raise ValueError(f"Recipe '{protocol.name}' needs data: give --data PATH.")
+    catalog.known("optimizer", protocol.optimizer.name, map(str, list_optimizers()))
+    stages = _stages(stage, protocol)
+    if "eval" in stages and "train" not in stages and not weights:
+        raise ValueError(
+            "Nothing to evaluate: add the train stage (--stage train,eval) or give --weights FILE."
+        )
     return Request(
         mixers=tuple(catalog.mixer(name).name for name in mixers),
         scale=scale,
         recipe=protocol,
         overrides=tuple(overrides),
-        stages=_stages(stage, protocol),
+        stages=stages,
         seed=seed,
         data=data or protocol.data.source,
         device=find_device(device),

@@ -30,7 +30,7 @@ class Data:
     channels: Literal[1, 3] = 3
     mean: tuple[float, ...] = (0.485, 0.456, 0.406)
     std: tuple[float, ...] = (0.229, 0.224, 0.225)
-    interpolation: str = "bicubic"
+    interpolation: Literal["nearest", "bilinear", "bicubic", "lanczos"] = "bicubic"
     crop_pct: float = 0.875
     workers: int = 4  # loader processes; random augmentation depends on it
 
@@ -75,7 +75,7 @@ class Optimizer:
 class Schedule:
     """timm's scheduler factory, stepped per update."""
 
-    name: str = "cosine"
+    name: Literal["cosine", "tanh", "poly"] = "cosine"
     epochs: int = 300
     warmup_epochs: int = 20
     warmup_lr: float = 0.0
@@ -238,6 +238,7 @@ def _coerce(value: Any, hint: Any, where: str) -> Any:
 # Smallest values that make sense, for the numbers a typing error would turn into a crash far from here.
 _AT_LEAST = {
     ("data", "image_size"): 1,
+    ("data", "crop_pct"): 0.01,
     ("data", "workers"): 0,
     ("schedule", "epochs"): 1,
     ("schedule", "warmup_epochs"): 0,
@@ -247,6 +248,10 @@ _AT_LEAST = {
     ("profile", "batch_size"): 1,
     ("profile", "samples"): 1,
 }
+_SHARES = (
+    ("data", "crop_pct"), ("augment", "hflip"), ("augment", "erase"), ("augment", "smoothing"),
+    ("train", "ema_decay"),
+)  # fmt: skip
 
 
 def _check(recipe: Recipe) -> None:
@@ -255,6 +260,16 @@ def _check(recipe: Recipe) -> None:
         if value < least:
             raise ValueError(
                 f"recipe '{recipe.name}': {section}.{key} must be at least {least}, not {value}."
+            )
+    for section, key in _SHARES:
+        value = getattr(getattr(recipe, section), key)
+        if not 0 <= value <= 1:
+            raise ValueError(f"recipe '{recipe.name}': {section}.{key} must be from 0 to 1, not {value}.")
+    for key in ("scale", "ratio"):
+        low, high = getattr(recipe.augment, key)
+        if not 0 < low <= high:
+            raise ValueError(
+                f"recipe '{recipe.name}': augment.{key} must be [low, high], not [{low}, {high}]."
             )
     train, data = recipe.train, recipe.data
     if train.device_batch_size and train.batch_size % train.device_batch_size:

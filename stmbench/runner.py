@@ -6,7 +6,7 @@ A run that dies leaves every number it had, and its state says how it died.
 import contextlib
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,6 +16,7 @@ from stmbench.plan import Request, find_device
 from stmbench.record import Artifact, Event, Job, Measurement
 from stmbench.stages.network import make
 from stmbench.store import RunRecord, Store
+from stmbench.store.records import State
 
 HEARTBEAT_S = 15.0
 
@@ -88,7 +89,7 @@ def _check_data(run: RunRecord) -> None:
         )
 
 
-def execute(job: Job, store: Store) -> Iterator[Event | StageDone]:
+def execute(job: Job, store: Store) -> Generator[Event | StageDone, None, None]:
     """Take the run through those of its stages that are not done yet.
 
     Whatever stops it, an exception or the consumer closing the iterator, is written to the run's row
@@ -131,7 +132,7 @@ def _ended(store: Store, run_id: str) -> Iterator[None]:
     store.end_run(run_id, "done")
 
 
-def _state(error: BaseException) -> str:
+def _state(error: BaseException) -> State:
     return "failed" if isinstance(error, Exception) else "interrupted"
 
 

@@ -5,8 +5,9 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
+import typer
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
@@ -24,16 +25,23 @@ def mixers() -> None:
     Console().print(table)
 
 
-def recipes() -> None:
-    """List the recipes that come with stmbench, with the promise each opens with."""
+def recipes(
+    name: Annotated[
+        str | None, typer.Argument(help="A recipe's name or TOML file, to read it whole.")
+    ] = None,
+) -> None:
+    """List the recipes that come with stmbench, or read one whole."""
     from stmbench import recipe
 
-    console = Console()
-    for name in recipe.names():
-        console.print(f"[bold]{name}[/]  [dim]{recipe.load(name).digest}[/]", highlight=False)
-        for line in recipe.promise(recipe.find(name)).splitlines():
-            console.print(f"  {escape(line)}", highlight=False)
-        console.print()
+    console = Console(soft_wrap=True)
+    if name:
+        console.print(escape(recipe.find(name).read_text(encoding="utf-8").rstrip()), highlight=False)
+        return
+    table = Table("recipe", "digest", "what it promises", box=None, pad_edge=False)
+    for each in recipe.names():
+        promise = recipe.promise(recipe.find(each)).partition("\n\n")[0].replace("\n", " ")
+        table.add_row(each, recipe.load(each).digest, escape(promise))
+    Console().print(table)
 
 
 def doctor(db: Database = "runs/stmbench.db") -> None:
@@ -61,7 +69,7 @@ def _database(db: str) -> tuple[bool, str, str]:
         count = len(open_store(db, create=False).runs())
     except ValueError as error:
         return False, "results", str(error)
-    return True, "results", f"{count} runs at {db}"
+    return True, "results", f"{count} run{'s' * (count != 1)} at {db}"
 
 
 def _disk(db: str) -> tuple[bool, str, str]:

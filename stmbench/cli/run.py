@@ -58,7 +58,7 @@ def run(
         device=device,
         weights=weights,
     )
-    console = Console()
+    console = Console(soft_wrap=True)
     if dry_run:
         from stmbench.cli import preview
 
@@ -75,7 +75,7 @@ def resume(
     from stmbench import runner
     from stmbench.store import open_store
 
-    console, store = Console(), open_store(db, create=False)
+    console, store = Console(soft_wrap=True), open_store(db, create=False)
     _follow_all(console, store, iter([runner.reopen(run, store)]), db)
 
 

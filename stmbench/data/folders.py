@@ -16,6 +16,7 @@ from typing import IO, Any
 
 from timm.data.readers.reader_image_folder import ReaderImageFolder
 from timm.data.readers.reader_image_in_tar import ReaderImageInTar
+from timm.utils.misc import natural_key
 
 from stmbench.data.info import SPLITS, DataInfo, fingerprint
 
@@ -46,10 +47,13 @@ def find_images(root: Path) -> DataInfo:
 
 
 class TarReader(ReaderImageInTar):
-    """timm's reader of tars; safe to share with loader processes, and free of pickled caches."""
+    """timm's reader of tars; safe to share with loader processes, ordered, and free of pickled caches."""
 
     def __init__(self, root: str, class_map: Any = None) -> None:
         super().__init__(root, class_map, cache_tarinfo=False)
+        # timm sorts by the name inside a tar alone; ties stay in the order the file system lists the tars
+        order = sorted(range(len(self)), key=lambda index: natural_key(self.filename(index)))
+        self.samples, self.targets = self.samples[order], self.targets[order]
         self._closed = copy.deepcopy(self.tar_state)
         self._process = os.getpid()
 
@@ -58,8 +62,19 @@ class TarReader(ReaderImageInTar):
             self.tar_state, self._process = copy.deepcopy(self._closed), os.getpid()
         return super().__getitem__(index)
 
+    def filename(self, index: int, basename: bool = False, absolute: bool = False) -> Any:
+        """The path inside the tar, after the names of the tars it is in."""
+        info, tar, inner = self.samples[index]
+        return "/".join([*filter(None, (tar, inner and inner.name)), info.path])
+
     def __getstate__(self) -> dict[str, Any]:
         return self.__dict__ | {"tar_state": copy.deepcopy(self._closed)}
+
+    def __del__(self) -> None:
+        states = self.__dict__.get("tar_state", {})
+        for state in states.values() if isinstance(states, dict) else [states]:
+            if state.tf is not None:
+                state.tf.close()
 
 
 class ListReader:
@@ -126,7 +141,7 @@ def _open(path: Path, classes: dict[str, int] | None = None) -> tuple[Any, dict[
 def _sizes(split: str, reader: Any) -> Iterator[str]:
     """One line per image, names sorted: its name and its size in bytes."""
     if isinstance(reader, TarReader):
-        lines = [f"{info.path} {info.size}" for info, *_ in reader.samples]
+        lines = [f"{reader.filename(i)} {sample[0].size}" for i, sample in enumerate(reader.samples)]
     else:
         start = len(reader.root) + 1
         lines = [f"{path[start:]} {Path(path).stat().st_size}" for path, _ in reader.samples]

@@ -34,8 +34,8 @@ class UnreadableImagesError(RuntimeError):
 class Images(Dataset[tuple[Any, int]]):
     """The images of one split: item `i` is ``(transform(image), label)``, the image RGB or greyscale.
 
-    In training the next readable image stands in for an unreadable one. In evaluation a blank image with
-    the label `UNREADABLE` does, so that every index keeps its place.
+    In training the next readable image stands in for an unreadable one. In evaluation, or where there is no
+    readable one, a blank image with the label `UNREADABLE` does, so that every index keeps its place.
     """
 
     def __init__(self, reader: Reader, *, channels: int, training: bool) -> None:
@@ -49,17 +49,15 @@ class Images(Dataset[tuple[Any, int]]):
         return len(self.reader)
 
     def __getitem__(self, index: int) -> tuple[Any, int]:
-        for step in range(len(self)):
+        for step in range(len(self) if self.training else 1):
             at = (index + step) % len(self)
             try:
                 image, label = self._decode(at)
             except BROKEN:
                 self._unreadable[at] = 1
-                if not self.training:
-                    return self.transform(Image.new(self.mode, (32, 32))), UNREADABLE
             else:
                 return self.transform(image), label
-        raise UnreadableImagesError("None of the training images can be read.")
+        return self.transform(Image.new(self.mode, (32, 32))), UNREADABLE
 
     @property
     def skipped(self) -> int:
@@ -105,13 +103,14 @@ class Stream(IterableImageDataset):
     def __init__(self, reader: Any, num_classes: int) -> None:
         super().__init__(None, reader=reader)
         self.num_classes = num_classes
+        self._stray = torch.zeros((), dtype=torch.int64).share_memory_()  # a label that is none
 
     def __iter__(self) -> Generator[tuple[Any, int], None, None]:
         image: Any
         label: Any
         for image, label in super().__iter__():
             if not 0 <= label < self.num_classes:
-                raise ValueError(f"An image has the label {label}, but classes={self.num_classes} was given.")
+                self._stray.fill_(label)
             yield image, int(label)
 
     def skipped_names(self, limit: int = 10) -> list[str]:
@@ -119,7 +118,11 @@ class Stream(IterableImageDataset):
         return []
 
     def check_skipped(self) -> None:
-        """Nothing to check: see above."""
+        """Raise ValueError if an image's label is not below the number of classes."""
+        if self._stray:
+            raise ValueError(
+                f"An image has the label {int(self._stray)}, which does not fit classes={self.num_classes}."
+            )
 
 
 def as_mode(image: Image.Image, mode: str) -> Image.Image:

@@ -11,14 +11,26 @@ from typing import Any
 
 import numpy as np
 import torch
+from PIL import Image
+from timm.data import auto_augment
 from timm.data.loader import create_loader
 from timm.data.mixup import Mixup
 from torch import Tensor
 
-from stmbench.data.images import Images, Stream, UnreadableImagesError
+from stmbench.data.images import Images, Stream
 from stmbench.data.info import DataInfo
 from stmbench.data.prefixed import TimmStream
 from stmbench.recipe import Recipe
+
+
+def _posterize(image: Image.Image, bits: int, **options: Any) -> Image.Image:
+    """timm's, and black for 0 bits: RandAugment draws them, Pillow 13 refuses what older ones made black."""
+    return auto_augment.posterize(image, bits, **options) if bits else image.point(lambda _: 0)
+
+
+auto_augment.NAME_TO_OP.update(
+    {name: _posterize for name, op in auto_augment.NAME_TO_OP.items() if op is auto_augment.posterize}
+)
 
 
 class Loader:
@@ -32,16 +44,12 @@ class Loader:
         return len(self._batches)
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
-        """Raises `UnreadableImagesError` as soon as more than 1 % of the images turn out unreadable."""
+        """Raise `UnreadableImagesError` as soon as more than 1 % of the images turn out unreadable."""
         if isinstance(self.dataset, Stream):
             self.dataset.set_epoch(int(torch.randint(2**16, ())))  # the order follows from `seed_epoch`
-        try:
-            for batch in self._batches:
-                self.dataset.check_skipped()
-                yield batch
-        except UnreadableImagesError:
-            self.dataset.check_skipped()  # says it in one line, without a loader process's traceback
-            raise
+        for batch in self._batches:
+            self.dataset.check_skipped()
+            yield batch
 
 
 def train_loader(info: DataInfo, recipe: Recipe, *, device: str, seed: int, micro_batch: int) -> Loader:

@@ -6,7 +6,8 @@ image masked out, positions scored by the unscaled query. Departures: maps that 
 padded at their end, and an axis not longer than a block is one block that sees the whole axis, which is
 the same answer without the padding.
 
-Shapes: B batch, H x W positions, n x m blocks of a x b queries and c x d keys, C channels, h heads, D = C / h.
+Shapes: B batch, H x W positions, n x m blocks of a x b queries and c x d keys, C channels, h heads,
+D = C / h.
 """
 
 from typing import NamedTuple
@@ -78,7 +79,9 @@ class HaloAttention(nn.Module):
             q.reshape(B, -1, queries, D), k, v, attn_mask=bias.reshape(B, -1, queries, keys)
         )  # (B, n m h, a b, D)
         x = x.reshape(B, ys.number, xs.number, h, ys.block, xs.block, D).permute(0, 1, 4, 2, 5, 3, 6)
-        x = x.contiguous().reshape(B, ys.number * ys.block, xs.number * xs.block, C)
+        # A real copy, not a view: its layout would depend on the kernel of attention, and export fixes views.
+        x = x.clone(memory_format=torch.contiguous_format)
+        x = x.reshape(B, ys.number * ys.block, xs.number * xs.block, C)
         return self.proj(x[:, :H, :W])
 
     def _windows(self, kv: Tensor, ys: _Axis, xs: _Axis) -> tuple[Tensor, Tensor]:
@@ -86,12 +89,12 @@ class HaloAttention(nn.Module):
         B, h, D = kv.shape[0], self.num_heads, self.dim // self.num_heads
         kv = F.pad(kv, (0, 0, xs.halo, xs.halo + xs.padding, ys.halo, ys.halo + ys.padding))
         kv = kv.unfold(1, ys.window, ys.block).unfold(2, xs.window, xs.block)  # (B, n, m, 2C, c, d), a view
-        kv = kv.reshape(B, ys.number, xs.number, h, 2, D, ys.window, xs.window).permute(4, 0, 1, 2, 3, 6, 7, 5)
-        k, v = kv.reshape(2, B, -1, ys.window * xs.window, D)
+        kv = kv.reshape(B, ys.number, xs.number, h, 2, D, ys.window, xs.window)
+        k, v = kv.permute(4, 0, 1, 2, 3, 6, 7, 5).reshape(2, B, -1, ys.window * xs.window, D)
         return k, v
 
     def _positions(self, q: Tensor, ys: _Axis, xs: _Axis) -> Tensor:
-        """The score of each key's relative position, from q (B, n, m, h, a, b, D); (B, n, m, h, a, b, c, d)."""
+        """Scores of the keys' relative positions (B, n, m, h, a, b, c, d), from q (B, n, m, h, a, b, D)."""
         rows = F.embedding(_relative(ys, q.device), self.height_rel)  # (a, c, D)
         columns = F.embedding(_relative(xs, q.device), self.width_rel)  # (b, d, D)
         vertical = torch.einsum("...abD,acD->...abc", q, rows)

@@ -4,9 +4,9 @@ from torch import Tensor, nn
 
 
 class ChannelsLastConv2d(nn.Conv2d):
-    """A convolution on (B, H, W, C): it sees an NCHW view in channels_last memory format, so nothing is copied."""
+    """A convolution on (B, H, W, C), which it sees as NCHW in channels_last memory format: no copy."""
 
-    def forward(self, input: Tensor) -> Tensor:
+    def forward(self, input: Tensor) -> Tensor:  # noqa: A002 - its name in nn.Conv2d
         return super().forward(input.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
 
 

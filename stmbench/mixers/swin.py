@@ -25,7 +25,7 @@ class ShiftedWindowAttention(nn.Module):
         self.dim, self.num_heads, self.shift = dim, num_heads, shift
         self.qkv = nn.Linear(dim, 3 * dim)
         self.proj = nn.Linear(dim, dim)
-        # Row (dy + 6) * 13 + (dx + 6) is the bias of a key that lies dy above and dx to the left of its query.
+        # Row (dy + 6) * 13 + (dx + 6) is the bias of a key dy above and dx to the left of its query.
         self.relative_position_bias_table = nn.Parameter(torch.empty((2 * WINDOW - 1) ** 2, num_heads))
         nn.init.trunc_normal_(self.relative_position_bias_table, std=0.02)
 
@@ -47,7 +47,9 @@ class ShiftedWindowAttention(nn.Module):
         elif n * m > 1:
             bias = bias.repeat(1, n * m, 1, 1)  # (1, n m h, T, T)
         x = F.scaled_dot_product_attention(q, k, v, attn_mask=bias.to(q.dtype))
-        x = x.reshape(B, n, m, h, a, b, D).permute(0, 1, 4, 2, 5, 3, 6).reshape(B, n * a, m * b, C)
+        x = x.reshape(B, n, m, h, a, b, D).permute(0, 1, 4, 2, 5, 3, 6)
+        # A real copy, not a view: its layout would depend on the kernel of attention, and export fixes views.
+        x = x.clone(memory_format=torch.contiguous_format).reshape(B, n * a, m * b, C)
         if shifted:
             x = x.roll((down, right), (1, 2))
         return self.proj(x[:, :H, :W])

@@ -9,10 +9,10 @@ It speaks timm's language: images are NCHW, and so are the features it hands out
 """
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, cast
 
 import torch
-from timm.layers import create_classifier
+from timm.layers.adaptive_avgmax_pool import SelectAdaptivePool2d
 from timm.models._features import feature_take_indices
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -41,21 +41,60 @@ class ConvNorm(nn.Module):
         return height * width * self.conv.weight.numel()
 
 
+class Stem(nn.Module):
+    """Two convolutions with stride 2, (B, H, W, 3) -> (B, ceil(H/4), ceil(W/4), C)."""
+
+    def __init__(self, in_channels: int, dim: int) -> None:
+        super().__init__()
+        self.first = ConvNorm(in_channels, dim // 2, bias=True)
+        self.second = ConvNorm(dim // 2, dim, bias=True)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.second(F.gelu(self.first(x)))
+
+    def macs(self, height: int, width: int) -> int:
+        """Multiply-accumulates of one image of `height` x `width` pixels."""
+        return self.first.macs(-(-height // 2), -(-width // 2)) + self.second.macs(
+            *level_size(0, height, width)
+        )
+
+
 class Level(nn.Module):
-    """The blocks of one resolution, between the downsampling before them and the LayerNorm after them."""
+    """The blocks of one resolution, one per mixer, between a downsampling and a LayerNorm.
+
+    The first level has no `in_dim`: its downsampling is the stem. A level that carries a learnt map of
+    absolute positions makes it for `map_size` (height, width), and adds it before its first block.
+    """
+
+    blocks: Sequence[Block]
 
     def __init__(
-        self, downsample: nn.Module, position_map: nn.Parameter | None, blocks: Sequence[Block], dim: int
+        self,
+        in_dim: int | None,
+        dim: int,
+        mixers: Sequence[nn.Module],
+        *,
+        map_size: tuple[int, int] | None,
+        mlp_ratio: int,
+        norm_eps: float,
+        drop_paths: Sequence[float],
     ) -> None:
         super().__init__()
-        self.downsample = downsample
-        self.position_map = position_map  # (1, C, H, W) of the size the network was built for, or None
-        self.blocks = nn.ModuleList(blocks)
+        self.downsample = nn.Identity() if in_dim is None else ConvNorm(in_dim, dim, bias=False)
+        self.position_map = None
+        if map_size is not None:
+            self.position_map = nn.Parameter(torch.empty(1, dim, *map_size))  # (1, C, H, W)
+            nn.init.trunc_normal_(self.position_map, std=0.02)
+        blocks = [
+            Block(dim, mixer, mlp_ratio=mlp_ratio, norm_eps=norm_eps, drop_path=drop_path)
+            for mixer, drop_path in zip(mixers, drop_paths, strict=True)
+        ]
+        self.blocks = cast(Sequence[Block], nn.ModuleList(blocks))
         self.norm = nn.LayerNorm(dim, eps=NORM_EPS)
         self.grad_checkpointing = False
 
     def forward(self, x: Tensor) -> Tensor:
-        """(B, 2H, 2W, C/2) -> (B, H, W, C); the first level leaves the size to the stem."""
+        """(B, H, W, C) of the level before -> (B, ceil(H/2), ceil(W/2), C')."""
         x = self.downsample(x)
         if self.position_map is not None:
             x = x + resize_position_map(self.position_map, x.shape[1], x.shape[2]).permute(0, 2, 3, 1)
@@ -65,6 +104,15 @@ class Level(nn.Module):
             else:
                 x = block(x)
         return self.norm(x)
+
+    def macs(self, height: int, width: int) -> dict[str, int]:
+        """Multiply-accumulates of one image of `height` x `width` positions in this level, by part."""
+        macs = {}
+        if isinstance(self.downsample, ConvNorm):
+            macs["downsample"] = self.downsample.macs(height, width)
+        macs["mixers"] = sum(block.mixer.macs(height, width) for block in self.blocks)
+        macs["mlps"] = sum(block.mlp_macs(height, width) for block in self.blocks)
+        return macs
 
 
 class Head(nn.Module):
@@ -81,8 +129,10 @@ class Head(nn.Module):
     def reset(self, num_classes: int, global_pool: str) -> None:
         """A new classifier; none at all for 0 classes. "" leaves the features unpooled."""
         if num_classes and not global_pool:
-            raise ValueError("Without pooling there is nothing to classify: set num_classes=0 or global_pool='avg'.")
-        self.global_pool, self.fc = create_classifier(self.hidden, num_classes, pool_type=global_pool)
+            raise ValueError("Nothing to classify without pooling: set num_classes=0 or global_pool='avg'.")
+        self.global_pool = SelectAdaptivePool2d(pool_type=global_pool, flatten=bool(global_pool))
+        inputs = self.hidden * self.global_pool.feat_mult()
+        self.fc = nn.Linear(inputs, num_classes) if num_classes else nn.Identity()
         init_weights(self.fc)
 
     def forward(self, x: Tensor, pre_logits: bool = False) -> Tensor:
@@ -92,7 +142,7 @@ class Head(nn.Module):
 
     def macs(self, height: int, width: int) -> int:
         """Multiply-accumulates of one image with features of `height` x `width` positions."""
-        classifier = sum(parameter.numel() for parameter in self.fc.parameters() if parameter.ndim == 2)
+        classifier = self.fc.weight.numel() if isinstance(self.fc, nn.Linear) else 0
         return height * width * self.conv.weight.numel() + classifier
 
 
@@ -103,6 +153,9 @@ class Backbone(nn.Module):
     `image_size` (height, width) only settles the size of position maps: any size may be fed.
     `position_parameters` are the names of the learnt tables of positions, which take no weight decay.
     """
+
+    levels: Sequence[Level]
+    head: Any  # a Head, until features-only pruning takes it away
 
     def __init__(
         self,
@@ -124,31 +177,21 @@ class Backbone(nn.Module):
         super().__init__()
         self.num_classes = num_classes
         self.position_parameters = tuple(position_parameters)
-        self.stem = nn.Sequential(
-            ConvNorm(in_channels, widths[0] // 2, bias=True),
-            nn.GELU(),
-            ConvNorm(widths[0] // 2, widths[0], bias=True),
-        )
-        rates = [rate.item() for rate in torch.linspace(0, drop_path, sum(depths), device="cpu")]
-        levels = []
-        for level, (width, depth) in enumerate(zip(widths, depths, strict=True)):
-            blocks = [
-                Block(
-                    width,
-                    make_mixer(level, block),
-                    mlp_ratio=mlp_ratios[level],
-                    norm_eps=norm_eps,
-                    drop_path=rates[sum(depths[:level]) + block],
-                )
-                for block in range(depth)
-            ]
-            positions = None
-            if position_map:
-                positions = nn.Parameter(torch.empty(1, width, *level_size(level, *image_size)))
-                nn.init.trunc_normal_(positions, std=0.02)
-            down = ConvNorm(widths[level - 1], width, bias=False) if level else nn.Identity()
-            levels.append(Level(down, positions, blocks, width))
-        self.levels = nn.ModuleList(levels)
+        self.stem = Stem(in_channels, widths[0])
+        rates = iter(torch.linspace(0, drop_path, sum(depths), device="cpu").tolist())
+        levels = [
+            Level(
+                widths[level - 1] if level else None,
+                widths[level],
+                [make_mixer(level, block) for block in range(depth)],
+                map_size=level_size(level, *image_size) if position_map else None,
+                mlp_ratio=mlp_ratios[level],
+                norm_eps=norm_eps,
+                drop_paths=[next(rates) for _ in range(depth)],
+            )
+            for level, depth in enumerate(depths)
+        ]
+        self.levels = cast(Sequence[Level], nn.ModuleList(levels))
         self.head = Head(widths[-1], num_classes, global_pool, drop_rate)
         self.num_features = widths[-1]
         self.head_hidden_size = self.head.hidden
@@ -257,16 +300,11 @@ class Backbone(nn.Module):
 
         Convolutions, linear layers, attention products and sampling; not norms, activations and additions.
         """
-        middle = (-(-height // 2), -(-width // 2))
-        size = level_size(0, height, width)
-        macs = {"stem": self.stem[0].macs(*middle) + self.stem[2].macs(*size)}
+        macs = {"stem": self.stem.macs(height, width)}
         for index, level in enumerate(self.levels):
-            size = level_size(index, height, width)
-            if index:
-                macs[f"level{index + 1}.downsample"] = level.downsample.macs(*size)
-            macs[f"level{index + 1}.mixers"] = sum(block.mixer.macs(*size) for block in level.blocks)
-            macs[f"level{index + 1}.mlps"] = sum(block.mlp_macs(*size) for block in level.blocks)
-        macs["head"] = self.head.macs(*size)
+            parts = level.macs(*level_size(index, height, width))
+            macs |= {f"level{index + 1}.{part}": value for part, value in parts.items()}
+        macs["head"] = self.head.macs(*level_size(len(self.levels) - 1, height, width))
         return macs
 
 

@@ -4,8 +4,11 @@ Hu et al. 2022 (arXiv:2211.05781), with the layer scale of Touvron et al. 2021 (
 stochastic depth of Huang et al. 2016 (arXiv:1603.09382). Activations are (B, H, W, C) throughout.
 """
 
+from typing import Any
+
 import torch
-from timm.layers import DropPath, Mlp
+from timm.layers.drop import DropPath
+from timm.layers.mlp import Mlp
 from torch import Tensor, nn
 
 LAYER_SCALE = 1e-6
@@ -14,7 +17,11 @@ LAYER_SCALE = 1e-6
 class Block(nn.Module):
     """x += drop(gamma1 * mixer(norm1(x))), then x += drop(gamma2 * mlp(norm2(x)))."""
 
-    def __init__(self, dim: int, mixer: nn.Module, *, mlp_ratio: int, norm_eps: float, drop_path: float) -> None:
+    mixer: Any  # a module that maps (B, H, W, C) to itself and declares macs(height, width)
+
+    def __init__(
+        self, dim: int, mixer: nn.Module, *, mlp_ratio: int, norm_eps: float, drop_path: float
+    ) -> None:
         super().__init__()
         self.dim, self.hidden = dim, dim * mlp_ratio
         self.norm1 = nn.LayerNorm(dim, eps=norm_eps)

@@ -30,7 +30,9 @@ def register() -> None:
         register_model(_entrypoint(name, mixer, scale))
 
 
-def pretrained_cfg(num_classes: int = 1000, input_size: tuple[int, int, int] = (3, 224, 224)) -> dict[str, Any]:
+def pretrained_cfg(
+    num_classes: int = 1000, input_size: tuple[int, int, int] = (3, 224, 224)
+) -> dict[str, Any]:
     """What timm's scripts want to know of a model; without a url, for no weights are distributed."""
     return {
         "num_classes": num_classes,
@@ -40,7 +42,7 @@ def pretrained_cfg(num_classes: int = 1000, input_size: tuple[int, int, int] = (
         "interpolation": "bicubic",
         "mean": IMAGENET_DEFAULT_MEAN,
         "std": IMAGENET_DEFAULT_STD,
-        "first_conv": "stem.0.conv",
+        "first_conv": "stem.first.conv",
         "classifier": "head.fc",
     }
 

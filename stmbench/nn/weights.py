@@ -27,10 +27,10 @@ from stmbench.nn.backbone import Backbone, resize_position_map
 
 # Published names to ours, each rule applied in turn.
 _RENAMES = [
-    (r"^downsample_layers\.0\.stem\.0\.", "stem.0.conv."),
-    (r"^downsample_layers\.0\.stem\.1\.", "stem.0.norm."),
-    (r"^downsample_layers\.0\.stem\.3\.", "stem.2.conv."),
-    (r"^downsample_layers\.0\.stem\.4\.", "stem.2.norm."),
+    (r"^downsample_layers\.0\.stem\.0\.", "stem.first.conv."),
+    (r"^downsample_layers\.0\.stem\.1\.", "stem.first.norm."),
+    (r"^downsample_layers\.0\.stem\.3\.", "stem.second.conv."),
+    (r"^downsample_layers\.0\.stem\.4\.", "stem.second.norm."),
     (r"^downsample_layers\.(\d+)\.reduction\.0\.", r"levels.\1.downsample.conv."),
     (r"^downsample_layers\.(\d+)\.reduction\.1\.", r"levels.\1.downsample.norm."),
     (r"^stage_norms\.(\d+)\.", r"levels.\1.norm."),
@@ -58,7 +58,7 @@ _RENAMES = [
     (r"\.attn\.", ".mixer."),
 ]
 _DERIVED = re.compile(r"\.(relative_position_index|attn_mask)$")  # buffers we make anew
-_POINTWISE = re.compile(r"\.mixer\.(kv|proj_in|proj_out)\.weight$")  # 1x1 convolutions there, linear layers here
+_POINTWISE = re.compile(r"\.mixer\.(kv|proj_in|proj_out)\.weight$")  # 1x1 convolutions there, linear here
 _LAYER_SCALE = re.compile(r"\.gamma[12]$")  # of many shapes there, one-dimensional here
 
 
@@ -74,10 +74,13 @@ def read_weights(path: str | Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     if path.suffix == ".safetensors":
         return _read_safetensors(path)
     content = _read_pickle(path)
-    state = content.get("model", content.get("state_dict", content)) if isinstance(content, dict) else None
-    if not isinstance(state, dict) or not state or not all(isinstance(value, Tensor) for value in state.values()):
-        raise ValueError(f"{path} holds no weights: neither a state dict nor one under 'model' or 'state_dict'.")
-    metadata = {key: str(value) for key, value in content.items() if key == "epoch"}
+    content = content if isinstance(content, dict) else {}
+    state = content.get("model", content.get("state_dict", content))
+    if not (isinstance(state, dict) and state and all(isinstance(value, Tensor) for value in state.values())):
+        raise ValueError(
+            f"{path} holds no weights, neither as a state dict nor under 'model' or 'state_dict'."
+        )
+    metadata = {"epoch": str(content["epoch"])} if isinstance(content.get("epoch"), int) else {}
     return clean_state_dict(state), metadata
 
 

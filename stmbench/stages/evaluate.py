@@ -4,7 +4,7 @@ Every image's label and five best classes are kept as an artifact, in the data s
 runs can later be compared image by image. Images that cannot be decoded are left out and counted.
 """
 
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -63,7 +63,7 @@ def run(job: Job) -> Iterator[Event]:
 
 def predict(
     job: Job, model: nn.Module, loader: stmbench.data.Loader, text: str, stage: str = "eval"
-) -> Iterator[Event]:
+) -> Generator[Event, None, Predictions]:
     """Yield progress and return `Predictions`: ``predictions = yield from predict(...)``."""
     model.eval()
     batches: list[tuple[torch.Tensor, torch.Tensor, torch.Tensor]] = []

@@ -44,16 +44,9 @@ def weights_file(job: Job, kind: str) -> Path:
 
 
 def trained(job: Job, info: DataInfo) -> Iterator[tuple[str, Backbone]]:
-    """The networks an evaluation looks at: the run's plain and EMA weights, else the given weights.
-
-    Raises:
-        ValueError: the run has not trained and no weights were given.
-    """
+    """The networks an evaluation looks at: the run's plain and EMA weights, else the given weights."""
     kinds = [kind for kind in ("plain", "ema") if weights_file(job, kind).is_file()]
-    if not kinds and job.weights is None:
-        raise ValueError(
-            "Nothing to evaluate: add the train stage (--stage train,eval) or give --weights FILE."
-        )
+    assert kinds or job.weights, "a plan has weights to evaluate"
     model = make(job, info.num_classes)
     for kind in kinds or ["plain"]:
         if kinds:

@@ -6,6 +6,7 @@ and the interquartile range are reported.
 """
 
 import multiprocessing
+import signal
 import statistics
 import sys
 import time
@@ -22,6 +23,7 @@ from stmbench.stages import network
 
 WARM_UP_S = 0.5  # at least, and at least three passes
 LIMIT_S = 10.0  # of sampling per batch size; at least five samples are taken however long they last
+_SPAWN = multiprocessing.get_context("spawn")
 
 
 def run(job: Job) -> Iterator[Event]:
@@ -30,7 +32,7 @@ def run(job: Job) -> Iterator[Event]:
     batches = sorted({1, job.recipe.profile.batch_size})
     for done, batch in enumerate(batches):
         yield Progress("profile", f"profile batch {batch}", done, len(batches))
-        with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
+        with ProcessPoolExecutor(1, _SPAWN, _leave_ctrl_c_to_the_parent) as pool:
             try:
                 measurements = pool.submit(measure, job, num_classes, batch).result()
             except BrokenProcessPool:
@@ -40,6 +42,10 @@ def run(job: Job) -> Iterator[Event]:
                 ) from None
         yield from measurements
     yield Progress("profile", "profile", len(batches), len(batches))
+
+
+def _leave_ctrl_c_to_the_parent() -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
 def measure(job: Job, num_classes: int, batch: int) -> list[Measurement]:

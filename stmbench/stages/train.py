@@ -8,7 +8,7 @@ CPU bit for bit, what it would have computed undisturbed.
 import math
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +32,7 @@ class DivergedError(RuntimeError):
     """The loss is no longer a number."""
 
 
-def run(job: Job) -> Iterator[Event]:
+def run(job: Job) -> Generator[Event, None, None]:
     """Train from the last checkpoint in the job's folder, or from the start; yield curves per epoch."""
     info = network.find_data(job)
     state = TrainState(job, info)
@@ -74,7 +74,7 @@ class TrainState:
         self.ema = ModelEmaV3(self.model, recipe.train.ema_decay) if recipe.train.ema_decay else None
         self.forward = torch.compile(self.model) if recipe.train.compile else self.model
         self.optimizer = _optimizer(self.model, job)
-        self.scheduler, _ = create_scheduler_v2(
+        scheduler, _ = create_scheduler_v2(
             self.optimizer,
             recipe.schedule.name,
             num_epochs=recipe.schedule.epochs,
@@ -84,6 +84,8 @@ class TrainState:
             step_on_epochs=False,
             updates_per_epoch=self.updates,
         )
+        assert scheduler is not None
+        self.scheduler = scheduler
         fp16 = network.precision(recipe, job.device) == "fp16"
         self.scaler = torch.GradScaler(torch.device(job.device).type, enabled=fp16)
         self.top1: dict[str, float] = {}  # of the last validation, per kind of weights
@@ -95,7 +97,7 @@ class TrainState:
         )
         self._load()
 
-    def networks(self) -> dict[str, nn.Module]:
+    def networks(self) -> Mapping[str, nn.Module]:
         """The networks by kind of weights: `plain`, and `ema` where the recipe keeps one."""
         return {"plain": self.model} | ({"ema": self.ema.module} if self.ema else {})
 
@@ -160,6 +162,7 @@ def _train_epoch(state: TrainState, epoch: int) -> Iterator[Event]:
     state.model.train()
     meter = _Meter(state.job.device)
     steps = state.updates * state.accumulate
+    numbers: Mapping[str, float] = {}
     text = f"train {epoch}/{state.job.recipe.schedule.epochs}"
     with network.memory_advice("train.device_batch_size", state.micro_batch):
         for step, (images, labels) in enumerate(state.loader, 1):

@@ -41,6 +41,11 @@ def sqlite_file(url: URL) -> Path | None:
     return Path(url.database)
 
 
+def label(url: URL) -> str:
+    """The database as a message may name it: an SQLite file's path, any other URL without its password."""
+    return str(sqlite_file(url) or url.render_as_string(hide_password=True))
+
+
 def connect(url: URL) -> Engine:
     """An engine for this URL; nothing is opened yet."""
     try:
@@ -72,7 +77,7 @@ def _begin_sqlite(connection: Connection) -> None:
 @contextmanager
 def clear_errors(url: URL) -> Iterator[None]:
     """Turn what the database refuses into one line: ValueError for a wrong file, else OSError."""
-    where = url.render_as_string(hide_password=True) if sqlite_file(url) is None else url.database
+    where = label(url)
     try:
         yield
     except OperationalError as error:

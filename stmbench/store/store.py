@@ -34,7 +34,8 @@ def open_store(url: str, *, create: bool = True) -> "Store":
     """
     parsed = database.parse_url(url)
     file = database.sqlite_file(parsed)
-    missing = f"No results at {url} yet. `stmbench run --mixer halo --stage all` makes some."
+    where = database.label(parsed)
+    missing = f"No results at {where} yet. `stmbench run --mixer halo --stage all` makes some."
     if file is not None and not file.exists():
         if not create:
             raise ValueError(missing)
@@ -49,8 +50,8 @@ def open_store(url: str, *, create: bool = True) -> "Store":
                 database.upgrade(engine)
             elif schema > tables.SCHEMA:
                 raise ValueError(
-                    f"The results at {url} were written by a newer stmbench (schema {schema}; this one knows "
-                    f"{tables.SCHEMA}). Upgrade stmbench, or give another database with --db."
+                    f"The results at {where} were written by a newer stmbench (schema {schema}; this one "
+                    f"knows {tables.SCHEMA}). Upgrade stmbench, or give another database with --db."
                 )
     except BaseException:
         engine.dispose()
@@ -234,7 +235,9 @@ class Store:
         """Every number of a run, in the order of its stages, then by name, condition and step."""
         order = {stage.name: i for i, stage in enumerate(self.stages(run_id))}
         found = self._measurements(tables.measurement.c.run == run_id)[run_id]
-        return sorted(found, key=lambda m: (order.get(m.stage, len(order)), m.stage, m.name, m.condition, m.step))
+        return sorted(
+            found, key=lambda m: (order.get(m.stage, len(order)), m.stage, m.name, m.condition, m.step)
+        )
 
     def artifacts(self, run_id: str) -> list[ArtifactRecord]:
         """The files of a run, by path."""

@@ -6,6 +6,9 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from stmbench import data
+from stmbench.data import Images
+
 CLASSES = ("ant", "bee", "cow")
 
 
@@ -28,3 +31,8 @@ def pack(folder: Path, target: Path) -> None:
     with tarfile.open(target, "w") as tar:
         for path in sorted(folder.iterdir()):
             tar.add(path, path.name)
+
+
+def images_of(source: object, split: str = "train", *, channels: int = 3, training: bool = True) -> Images:
+    """The images of one split of a data set with random access."""
+    return Images(getattr(data.find(str(source)), split), channels=channels, training=training)

@@ -54,10 +54,11 @@ def test_the_licence_is_there() -> None:
 
 
 @pytest.mark.skipif(not make.SOURCE.is_dir(), reason="needs Debian's dataset-fashion-mnist")
-def test_make_makes_it_again(tmp_path: Path) -> None:
-    make.make(make.SOURCE, tmp_path)
+def test_the_subset_follows_from_the_full_set() -> None:
+    files = make.subset(make.SOURCE)
+    assert sorted(files) == [path.name for path in FILES]
     for path in FILES:
-        assert gzip.decompress((tmp_path / path.name).read_bytes()) == gzip.decompress(path.read_bytes())
+        np.testing.assert_array_equal(files[path.name], read_idx(path, axes=files[path.name].ndim))
 
 
 def test_the_first_images_of_each_class_are_kept_in_order() -> None:
@@ -104,6 +105,23 @@ def test_written_idx_files_depend_on_the_values_alone(tmp_path: Path) -> None:
         write_idx(tmp_path / name, values)
     assert (tmp_path / "a.gz").read_bytes() == (tmp_path / "b.gz").read_bytes()
     np.testing.assert_array_equal(read_idx(tmp_path / "a.gz", axes=3), values)
+
+
+def test_the_fingerprint_covers_every_value(tmp_path: Path) -> None:
+    images, labels = np.zeros((4, 5, 5), np.uint8), np.array([0, 1, 0, 1], np.uint8)
+
+    def mark(name: str, images: np.ndarray, labels: np.ndarray) -> str:
+        (tmp_path / name).mkdir()
+        for prefix in ("train", "t10k"):
+            write_idx(tmp_path / name / f"{prefix}-images-idx3-ubyte.gz", images)
+            write_idx(tmp_path / name / f"{prefix}-labels-idx1-ubyte.gz", labels)
+        return data.find(str(tmp_path / name)).fingerprint
+
+    pixel = images.copy()
+    pixel[3, 4, 4] = 1
+    first = mark("first", images, labels)
+    assert mark("same", images, labels) == first
+    assert len({first, mark("pixel", pixel, labels), mark("label", images, labels[::-1])}) == 3
 
 
 def test_unknown_names_help() -> None:

@@ -5,12 +5,11 @@ from pathlib import Path
 
 import pytest
 from PIL import Image
-from samples import CLASSES, pack, write_image
+from samples import CLASSES, images_of, pack, write_image
 
 from stmbench import data
 from stmbench.data.folders import MISSING_SHARE, TarReader
 from stmbench.data.info import DataInfo
-from stmbench.data.images import Images
 
 
 def to_lists(root: Path) -> Path:
@@ -41,7 +40,7 @@ def to_class_tars(root: Path) -> Path:
 
 
 def contents(info: DataInfo, split: str) -> list[tuple[bytes, int]]:
-    images = Images(getattr(info, split), channels=3, training=False)
+    images = images_of(info.source, split)
     return [(image.tobytes(), label) for image, label in (images[i] for i in range(len(images)))]
 
 
@@ -68,7 +67,10 @@ def test_a_tar_stands_for_its_folder(folder: Path) -> None:
     assert data.find(str(to_tars(folder) / "train.tar")).num_train == 12
 
 
-def test_the_fingerprint_covers_names_and_sizes(folder: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("layout", [lambda root: root, to_lists, to_tars, to_class_tars])
+def test_the_fingerprint_covers_names_and_sizes(folder: Path, tmp_path: Path, layout: object) -> None:
+    assert callable(layout)
+
     def copy(name: str) -> Path:
         return Path(shutil.copytree(folder, tmp_path / name))
 
@@ -77,9 +79,9 @@ def test_the_fingerprint_covers_names_and_sizes(folder: Path, tmp_path: Path) ->
     with (resized / "val/cow/1.png").open("ab") as file:
         file.write(b"!")
     (fewer / "train/bee/3.png").unlink()
-    original = data.find(str(folder)).fingerprint
-    assert data.find(str(moved)).fingerprint == original
-    others = {data.find(str(path)).fingerprint for path in (renamed, resized, fewer)}
+    original = data.find(str(layout(folder))).fingerprint
+    assert data.find(str(layout(moved))).fingerprint == original
+    others = {data.find(str(layout(path))).fingerprint for path in (renamed, resized, fewer)}
     assert len(others | {original}) == 4
 
 
@@ -128,7 +130,7 @@ def test_a_broken_tar_is_refused(folder: Path) -> None:
         ("ant/0.png\n", "train.txt, line 1: expected"),
         ("ant/0.png 0\nant/1.png one\n", "train.txt, line 2: expected"),
         ("ant/0.png -1\n", "train.txt, line 1: expected"),
-        ("ant/0.png 0\nnot/there.png 1\n", "1 of the 2 images .* the first being not/there.png"),
+        ("ant/0.png 0\nbee/0.png 1\nno.png 2\n", r"1 of the 3 images .* the first being no\.png"),
         ("ant/0.png 0\n", r"labels that train.txt lacks: 1, 2\."),
     ],
 )
@@ -150,7 +152,7 @@ def test_a_rare_missing_file_of_a_list_is_left_to_the_loader(folder: Path) -> No
     lines = ["ant/0.png 0\n", "bee/0.png 1\n", "cow/0.png 2\n"] * 40 + ["not/there.png 1\n"]
     assert 1 / len(lines) < MISSING_SHARE
     (folder / "meta" / "train.txt").write_text("".join(lines))
-    images = Images(data.find(str(folder)).train, channels=3, training=True)
+    images = images_of(folder)
     _, label = images[len(lines) - 1]
     assert (label, images.skipped, images.skipped_names()) == (0, 1, ["not/there.png"])
 

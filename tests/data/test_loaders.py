@@ -10,6 +10,7 @@ from torch import Tensor
 from stmbench import data
 from stmbench.data import Loader
 from stmbench.data.idx import IdxReader
+from stmbench.data.images import Stream
 from stmbench.recipe import Recipe
 
 RANDOM = (
@@ -110,6 +111,9 @@ def test_random_erasing_of_one_channel(small: Callable[..., Recipe], mode: str) 
     )
     changed = (erased != plain).flatten(1).sum(1)
     assert erased.shape == (64, 1, 28, 28)
+    values = torch.cat([a[a != b].unique() for a, b in zip(erased, plain, strict=True)])
+    fewest = {"const": 1, "rand": 64, "pixel": 1000}[mode]  # none, one a rectangle, or one a pixel is drawn
+    assert fewest <= len(values.unique()) <= 16 * fewest
     assert (changed > 0).all()
     assert (changed <= 28 * 28 / 2).all()
 
@@ -119,6 +123,53 @@ def test_every_crop_gives_the_recipe_s_size(folder: Path, small: Callable[..., R
     recipe = small(f'augment.crop="{crop}"', "augment.scale=[0.5, 1.0]", "augment.ratio=[0.8, 1.25]")
     loader = data.train_loader(data.find(str(folder)), recipe, device="cpu", seed=0, micro_batch=12)
     assert next(iter(loader))[0].shape == (12, 1, 8, 8)
+
+
+@pytest.mark.parametrize(
+    "override",
+    [
+        'augment.crop="rkrr"',
+        "augment.scale=[0.2, 0.3]",
+        "augment.ratio=[0.5, 0.6]",
+        "augment.hflip=1",
+        "augment.color_jitter=0.4",
+        'augment.auto_augment="rand-m9"',
+        "augment.erase=1",
+        "data.interpolation=nearest",
+        "data.image_size=10",
+    ],
+)
+def test_every_setting_of_augmentation_reaches_the_images(
+    folder: Path, small: Callable[..., Recipe], override: str
+) -> None:
+    info = data.find(str(folder))
+    base = ("augment.scale=[0.7, 0.8]", "augment.erase_mode=const")
+    plain, changed = (
+        epoch(data.train_loader(info, recipe, device="cpu", seed=0, micro_batch=12), 0, 0)[0]
+        for recipe in (small(*base), small(*base, override))
+    )
+    assert plain.shape != changed.shape or not torch.equal(plain, changed)
+
+
+def test_a_stream_s_order_follows_from_the_epoch_s_seed() -> None:
+    class Shards:
+        def set_epoch(self, count: int) -> None:
+            seen.append(count)
+
+    seen: list[int] = []
+    loader = Loader([], Stream(Shards(), num_classes=2))
+    for number in (1, 2, 1):
+        data.seed_epoch(0, number)
+        assert list(loader) == []
+    assert seen[0] == seen[2] != seen[1]
+
+
+def test_rand_augment_s_strongest_is_no_error(small: Callable[..., Recipe]) -> None:
+    """At magnitude 10 posterizing keeps 0 bits, which Pillow 13 refuses."""
+    recipe = small('augment.auto_augment="rand-m10-inc1"')
+    loader = data.train_loader(data.find("fashion-mini"), recipe, device="cpu", seed=0, micro_batch=1000)
+    data.seed_epoch(0, 0)
+    assert len(next(iter(loader))[0]) == 1000
 
 
 def test_an_unknown_augmentation_is_the_user_s_mistake(folder: Path, small: Callable[..., Recipe]) -> None:

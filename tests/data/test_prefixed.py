@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from samples import images_of
 
 from stmbench import data
 from stmbench.data import prefixed
@@ -55,7 +56,7 @@ def test_torchvision_image_folder(folder: Path, small: Callable[..., Recipe]) ->
     assert info.class_names == ("ant", "bee", "cow")
     assert labels_of(data.eval_loader(info, small(), device="cpu")) == [0, 0, 1, 1, 2, 2]
     (folder / "train" / "ant" / "0.png").write_bytes(b"gone")
-    images = data.Images(info.train, channels=1, training=True)
+    images = images_of(info.source)
     assert (images[0][1], images.skipped) == (0, 1)
 
 
@@ -103,7 +104,7 @@ def test_webdataset_needs_its_number_of_classes(shards: Path, small: Callable[..
     with pytest.raises(ValueError, match=r"add \?classes=N"):
         data.find(f"wds/{shards}")
     loader = data.eval_loader(data.find(f"wds/{shards}?classes=2"), small(), device="cpu")
-    with pytest.raises(ValueError, match="has the label 2, but classes=2"):
+    with pytest.raises(ValueError, match="has the label 2, which does not fit classes=2"):
         labels_of(loader)
 
 

@@ -76,7 +76,9 @@ def test_divergence_fails_and_keeps_the_last_good_weights(tiny_job: Job) -> None
     list(train.run(job))
     good = load_file(state_of)
     job = changed(tiny_job, schedule={"epochs": 3}, optimizer={"lr": 1e30})
-    with pytest.raises(train.DivergedError, match=r"in epoch 2; the weights of epoch 1 are kept.*optimizer\.lr"):
+    with pytest.raises(
+        train.DivergedError, match=r"in epoch 2; the weights of epoch 1 are kept.*optimizer\.lr"
+    ):
         list(train.run(job))
     kept = load_file(state_of)
     assert all(torch.equal(value, kept[name]) for name, value in good.items())
@@ -87,7 +89,9 @@ def test_out_of_memory_names_the_batch_size_to_try(tiny_job: Job, monkeypatch: p
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB")
 
     monkeypatch.setattr(train, "_forward", exhausted)
-    with pytest.raises(network.OutOfMemoryError, match=r"16 images at once; try --set train\.device_batch_size=8"):
+    with pytest.raises(
+        network.OutOfMemoryError, match=r"16 images at once; try --set train\.device_batch_size=8"
+    ):
         list(train.run(tiny_job))
 
 
@@ -107,7 +111,9 @@ def test_gradients_accumulate_to_the_mean_over_the_batch(tiny_job: Job) -> None:
     labels = torch.arange(8) % 4
     gradients = []
     for size in (8, 4):
-        job = changed(tiny_job, train={"batch_size": 8, "device_batch_size": size}, augment={"smoothing": 0.0})
+        job = changed(
+            tiny_job, train={"batch_size": 8, "device_batch_size": size}, augment={"smoothing": 0.0}
+        )
         state = train.TrainState(job, network.find_data(job))
         state.model.eval()
         for part in range(0, 8, size):

@@ -123,7 +123,7 @@ def test_a_wrong_url_is_a_clear_error(url: str, message: str) -> None:
 
 def test_a_folder_that_cannot_be_made_is_a_clear_error(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
-    with pytest.raises(OSError, match="Cannot make the folder .*file/runs for results: Not a directory"):
+    with pytest.raises(OSError, match=r"Cannot make the folder .*file/runs for results: Not a directory"):
         open_store(str(tmp_path / "file" / "runs" / "results.db"))
 
 
@@ -139,8 +139,7 @@ def test_a_full_disk_is_a_clear_error(tmp_path: Path, new_run: NewRun) -> None:
             pages = connection.exec_driver_sql("PRAGMA page_count").scalar_one()
             connection.exec_driver_sql(f"PRAGMA max_page_count = {pages}")  # no page more than now
         with pytest.raises(OSError, match="cannot be used: database or disk is full"):
-            for step in range(1000):
-                store.record(run, Measurement("train", "loss", 1.0, step=step))
+            store.end_run(run, "failed", "a long reason " * 100_000)
 
 
 def test_a_moved_folder_of_results_is_whole(tmp_path: Path, new_run: NewRun) -> None:

@@ -223,7 +223,10 @@ def test_a_run_whose_process_died_reads_interrupted(tmp_path: Path, new_run: New
     [
         ({"boot_id": "another"}, "was restarted"),
         ({"process_started": psutil.Process().create_time() - 60}, "is gone"),  # its number, another process
-        ({"host": "elsewhere", "heartbeat": datetime.now(UTC) - timedelta(minutes=6)}, "not heard of from else"),
+        (
+            {"host": "elsewhere", "heartbeat": datetime.now(UTC) - timedelta(minutes=6)},
+            "not heard of from else",
+        ),
     ],
 )
 def test_other_signs_of_death(store: Store, new_run: NewRun, change: dict, reason: str) -> None:

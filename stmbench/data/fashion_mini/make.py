@@ -12,18 +12,18 @@ import numpy as np
 from stmbench.data.idx import PREFIXES, read_idx, write_idx
 
 SOURCE = Path("/usr/share/datasets/fashion-mnist")  # Debian's dataset-fashion-mnist
-HERE = Path(__file__).parent
 PER_CLASS = {"train": 1000, "val": 200}
 
 
-def make(source: Path, target: Path) -> None:
-    """Write the subset of the IDX files in `source` to `target`."""
+def subset(source: Path) -> dict[str, np.ndarray]:
+    """The values of the four files by file name, chosen from the full set in the folder `source`."""
+    files = {}
     for split, prefix in PREFIXES.items():
-        images = read_idx(source / f"{prefix}-images-idx3-ubyte.gz", axes=3)
-        labels = read_idx(source / f"{prefix}-labels-idx1-ubyte.gz", axes=1)
+        names = f"{prefix}-images-idx3-ubyte.gz", f"{prefix}-labels-idx1-ubyte.gz"
+        images, labels = read_idx(source / names[0], axes=3), read_idx(source / names[1], axes=1)
         kept = first_of_each_class(labels, PER_CLASS[split])
-        write_idx(target / f"{prefix}-images-idx3-ubyte.gz", images[kept])
-        write_idx(target / f"{prefix}-labels-idx1-ubyte.gz", labels[kept])
+        files |= {names[0]: images[kept], names[1]: labels[kept]}
+    return files
 
 
 def first_of_each_class(labels: np.ndarray, count: int) -> np.ndarray:
@@ -32,4 +32,5 @@ def first_of_each_class(labels: np.ndarray, count: int) -> np.ndarray:
 
 
 if __name__ == "__main__":
-    make(Path(sys.argv[1]) if len(sys.argv) > 1 else SOURCE, HERE)
+    for name, values in subset(Path(sys.argv[1]) if len(sys.argv) > 1 else SOURCE).items():
+        write_idx(Path(__file__).with_name(name), values)

@@ -1,0 +1,224 @@
+"""The command line as a user meets it: runs, mistakes, interruptions."""
+
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from stmbench import cli
+from stmbench.nn import create_model
+from stmbench.nn.weights import save_weights
+from stmbench.store import open_store
+
+Invoke = Callable[..., tuple[int, str, str]]
+
+
+@pytest.fixture
+def invoke(
+    tmp_path: Path,
+    tiny_data: Path,
+    tiny_recipe_file: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> Invoke:
+    """Call `stmbench ...` in an empty folder; ``invoke("run", ...)`` gets the tiny recipe and data.
+
+    Returns the exit code and what went to stdout and stderr.
+    """
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("STMBENCH_DB", raising=False)
+
+    def call(command: str, *arguments: str) -> tuple[int, str, str]:
+        if command == "run":
+            arguments = ("--recipe", str(tiny_recipe_file), "--data", str(tiny_data), *arguments)
+        monkeypatch.setattr(sys, "argv", ["stmbench", command, *arguments])
+        with pytest.raises(SystemExit) as stop:
+            cli.main()
+        out, err = capsys.readouterr()
+        return int(stop.value.code or 0), out, err
+
+    return call
+
+
+def test_a_run_ends_in_the_leaderboard(invoke: Invoke, tmp_path: Path) -> None:
+    code, out, err = invoke("run", "--mixer", "dwconv,swin", "--stage", "eval,build,train")
+    assert (code, err) == (0, "")
+    assert out.count("epoch 2") == 2
+    assert "Next: `stmbench leaderboard`" in out
+    with open_store(str(tmp_path / "runs/stmbench.db"), create=False) as store:
+        runs = store.runs()
+        assert {run.mixer for run in runs} == {"dwconv", "swin"}
+        assert all(run.state == "done" for run in runs)
+        assert [stage.name for stage in store.stages(runs[0].id)] == ["build", "train", "eval"]
+        assert {p.name for p in runs[0].folder.iterdir()} == {
+            "checkpoint.pt",
+            "plain.safetensors",
+            "predictions_plain.npz",
+        }
+    code, out, _ = invoke("leaderboard")
+    assert code == 0
+    assert "dwconv" in out
+    assert "swin" in out
+
+
+def test_a_dry_run_shows_the_plan_and_stores_nothing(invoke: Invoke, tmp_path: Path) -> None:
+    code, out, _ = invoke("run", "--mixer", "all", "--dry-run", "--set", "optimizer.lr=0.5")
+    assert code == 0
+    assert "lr=0.5" in out
+    assert "48 training and 20 validation images, 4 classes" in out
+    assert "build → train → eval → profile on cpu" in out
+    assert not (tmp_path / "runs").exists()
+
+
+MISTAKES = [
+    (["--mixer", "hallo"], "Unknown mixer 'hallo'. Did you mean 'halo'?"),
+    (["--scale", "tinny"], "Unknown scale of halo 'tinny'. Did you mean 'tiny'?"),
+    (["--stage", "trian"], "Unknown stage 'trian'. Did you mean 'train'?"),
+    (["--recipe", "quik"], "Unknown recipe 'quik'. Did you mean 'quick'?"),
+    (["--recipe", "absent.toml"], "No recipe file at absent.toml."),
+    (["--set", "optimizer.lrr=1"], "Unknown key 'optimizer.lrr'. Did you mean 'optimizer.lr'?"),
+    (["--set", "optimizer.lr=fast"], "optimizer.lr must be a number, not 'fast'."),
+    (["--set", "optimizer.name=adamx"], "Unknown optimizer 'adamx'."),
+    (["--set", "schedule.name=cosin"], "schedule.name must be one of 'cosine', 'tanh', 'poly', not 'cosin'."),
+    (["--set", "lr"], "--set takes section.key=value, not 'lr'."),
+    (["--device", "gpu"], "Unknown device 'gpu'."),
+    (["--data", "nowhere/at/all"], "No data at nowhere/at/all."),
+    (["--weights", "absent.pth"], "No weights file at absent.pth."),
+    (["--mixer", ","], "--mixer and --stage take names"),
+    (["--stage", "eval"], "Nothing to evaluate"),
+]
+
+
+@pytest.mark.parametrize(("arguments", "line"), MISTAKES, ids=[line for _, line in MISTAKES])
+def test_a_mistake_ends_in_one_line_and_exit_code_2(
+    invoke: Invoke, arguments: list[str], line: str, tmp_path: Path
+) -> None:
+    code, _, err = invoke("run", *arguments)
+    assert code == 2
+    assert line in err
+    assert len(err.strip().splitlines()) == 1
+    assert not (tmp_path / "runs").exists()
+
+
+def test_broken_toml_is_named(invoke: Invoke, tmp_path: Path) -> None:
+    (tmp_path / "broken.toml").write_text("[data\n")
+    code, _, err = invoke("run", "--recipe", "broken.toml")
+    assert code == 2
+    assert "broken.toml is not valid TOML" in err
+
+
+def test_weights_of_another_network_are_refused_before_a_run_is_made(invoke: Invoke, tmp_path: Path) -> None:
+    other = create_model("swin", "micro", num_classes=4, in_channels=1, image_size=28)
+    save_weights(tmp_path / "swin.safetensors", other.state_dict(), {})
+    code, _, err = invoke("run", "--mixer", "halo", "--weights", "swin.safetensors")
+    assert code == 2
+    assert "holds another network" in err
+    with open_store(str(tmp_path / "runs/stmbench.db"), create=False) as store:
+        assert store.runs() == []
+
+
+def test_a_failed_run_is_kept_and_the_next_mixer_still_runs(
+    invoke: Invoke, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from stmbench.stages import train
+
+    real = train._train_epoch
+
+    def breaks(state: train.TrainState, epoch: int):
+        if state.job.mixer == "dwconv" and epoch == 2:
+            raise RuntimeError("the sky fell")
+        yield from real(state, epoch)
+
+    monkeypatch.setattr(train, "_train_epoch", breaks)
+    code, out, err = invoke("run", "--mixer", "dwconv,swin", "--stage", "train,eval")
+    assert code == 1
+    assert "the sky fell" in err
+    with open_store(str(tmp_path / "runs/stmbench.db"), create=False) as store:
+        states = {run.mixer: run for run in store.runs()}
+        assert states["swin"].state == "done"
+        assert states["dwconv"].state == "failed"
+        assert any(m.name == "top1" and m.step == 1 for m in store.measurements(states["dwconv"].id))
+
+    monkeypatch.setattr(train, "_train_epoch", real)
+    code, out, _ = invoke("resume", states["dwconv"].id)
+    assert code == 0
+    assert "Resuming after epoch 1 of 2." in out
+    assert invoke("resume", states["dwconv"].id)[0] == 2  # it is done now
+
+
+def test_a_folder_that_cannot_be_written_is_one_line(invoke: Invoke, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    code, _, err = invoke("run", "--stage", "build", "--db", "file/stmbench.db")
+    assert code in (1, 2)
+    assert len(err.strip().splitlines()) == 1
+
+
+def test_debug_shows_the_traceback(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "argv", ["stmbench", "run", "--mixer", "hallo", "--debug"])
+    with pytest.raises(ValueError, match="Did you mean 'halo'"):
+        cli.main()
+
+
+STMBENCH = [sys.executable, "-c", "from stmbench.cli import main; main()"]
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows has no SIGKILL")
+def test_a_run_killed_and_resumed_ends_as_one_never_interrupted(
+    tiny_data: Path, tiny_recipe_file: Path, tmp_path: Path
+) -> None:
+    command = [*STMBENCH, "run", "--mixer", "halo", "--stage", "train", "--data", str(tiny_data)]
+    command += ["--recipe", str(tiny_recipe_file), "--set", "schedule.epochs=3", "--set", "augment.mixup=0.5"]
+    environment = os.environ | {"PYTHONUNBUFFERED": "1", "OMP_NUM_THREADS": "2"}
+
+    def weights(folder: Path) -> dict[str, torch.Tensor]:
+        (path,) = folder.glob("runs/*/plain.safetensors")
+        return load_file(path)
+
+    straight, killed = tmp_path / "straight", tmp_path / "killed"
+    for folder in (straight, killed):
+        folder.mkdir()
+    subprocess.run(command, cwd=straight, env=environment, check=True, capture_output=True)
+
+    process = subprocess.Popen(command, cwd=killed, env=environment, stdout=subprocess.PIPE, text=True)
+    assert process.stdout
+    for line in process.stdout:
+        if "epoch 1" in line:
+            process.send_signal(signal.SIGKILL)
+    assert process.wait() == -signal.SIGKILL
+    process.stdout.close()
+    with open_store(str(killed / "runs/stmbench.db"), create=False) as store:
+        (run,) = store.runs()
+        assert run.state == "interrupted"
+        assert "is gone" in run.reason
+    subprocess.run(
+        [*STMBENCH, "resume", run.id], cwd=killed, env=environment, check=True, capture_output=True
+    )
+
+    one, other = weights(straight), weights(killed)
+    assert all(torch.equal(value, other[name]) for name, value in one.items())
+    with open_store(str(killed / "runs/stmbench.db"), create=False) as store:
+        assert store.run(run.id).state == "done"
+        losses = [m for m in store.measurements(run.id) if m.name == "loss"]
+        assert [m.step for m in losses] == [1, 2, 3]
+
+
+@pytest.mark.parametrize("command", ["--help", "leaderboard", "runs", "mixers", "recipes", "doctor"])
+def test_reading_never_imports_torch(command: str, tmp_path: Path) -> None:
+    program = (
+        "import sys, contextlib\n"
+        "from stmbench.cli import main\n"
+        f"sys.argv = ['stmbench', {command!r}]\n"
+        "with contextlib.suppress(SystemExit): main()\n"
+        "assert 'torch' not in sys.modules and 'pandas' not in sys.modules"
+    )
+    if command == "doctor":  # what it asks torch, it asks in another process
+        program = program.replace(
+            "import sys, contextlib", "import sys, contextlib, stmbench.cli.info as i\ni._probe = lambda: []"
+        )
+    subprocess.run([sys.executable, "-c", program], cwd=tmp_path, check=True, capture_output=True)

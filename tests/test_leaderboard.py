@@ -1,0 +1,279 @@
+"""Ranking: what may be compared is, what may not is kept apart, and the numbers are those of the runs."""
+
+import csv
+import dataclasses
+import io
+import json
+import math
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from stmbench import leaderboard
+from stmbench.leaderboard import Group, Row, rank, wilson
+from stmbench.record import Measurement, condition
+from stmbench.store import NewRun, Store, open_store
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Iterator[Store]:
+    with open_store(str(tmp_path / "results.db")) as store:
+        yield store
+
+
+class Add:
+    """Puts finished runs into the store: ``add("swin", top1=88.0, seed=1)``; None leaves a number out."""
+
+    def __init__(self, store: Store, new_run: NewRun) -> None:
+        self.store, self.new_run = store, new_run
+
+    def __call__(
+        self,
+        mixer: str = "halo",
+        *,
+        top1: float | None = 88.0,
+        ema: float | None = None,
+        latency: float | None = 10.0,
+        batch: int = 64,
+        state: Any = "done",
+        **fields: Any,
+    ) -> str:
+        run = self.store.create_run(dataclasses.replace(self.new_run, mixer=mixer, **fields))
+
+        def put(stage: str, name: str, value: float | None, **under: object) -> None:
+            if value is not None:
+                self.store.record(run.id, Measurement(stage, name, value, "", condition(**under)))
+
+        put("build", "parameters", 4_389_672)
+        put("build", "macs", 0.86e9, height=224, width=224)
+        put("build", "macs.level1.mixers", 1e6, height=224, width=224)
+        for kind, value in (("plain", top1), ("ema", ema)):
+            put("eval", "top1", value, weights=kind)
+            put("eval", "images", None if value is None else 2000, weights=kind)
+        put("profile", "latency", latency, batch=1, threads=run.threads)
+        put("profile", "throughput", latency and 1000.0, batch=batch, threads=run.threads)
+        self.store.end_run(run.id, state)
+        return run.id
+
+
+@pytest.fixture
+def add(store: Store, new_run: NewRun) -> Add:
+    return Add(store, new_run)
+
+
+def one(groups: list[Group]) -> tuple[Row, ...]:
+    [group] = groups
+    return group.rows
+
+
+# What is ranked with what
+
+
+def test_rows_are_ranked_by_top1(store: Store, add: Add) -> None:
+    for mixer, top1 in (("halo", 88.7), ("swin", 87.9), ("dwconv", 89.1)):
+        add(mixer, top1=top1)
+    rows = one(rank(store))
+    assert [(row.rank, row.mixer, row.top1) for row in rows] == [
+        (1, "dwconv", 89.1),
+        (2, "halo", 88.7),
+        (3, "swin", 87.9),
+    ]
+    assert (rows[0].parameters, rows[0].macs, rows[0].latency) == (4_389_672, 0.86e9, 10.0)
+    assert (rows[0].throughput, rows[0].seeds, rows[0].images) == (1000.0, 1, 2000)
+
+
+@pytest.mark.parametrize(
+    "difference",
+    [
+        {"recipe_name": "fashion"},
+        {"recipe_digest": "other"},
+        {"data_name": "imagenet"},
+        {"data_fingerprint": "other"},
+        {"device": "cuda"},
+        {"hardware": "Another CPU"},
+        {"precision": "bf16"},
+        {"threads": 1},
+        {"batch": 128},
+    ],
+    ids=lambda difference: next(iter(difference)),
+)
+def test_unlike_rows_are_never_ranked_together(store: Store, add: Add, difference: dict[str, Any]) -> None:
+    add("halo", top1=88.0)
+    add("swin", top1=89.0, **difference)
+    groups = rank(store)
+    assert [[(row.rank) for row in group.rows] for group in groups] == [[1], [1]]
+    assert len({tuple(getattr(g, f) for f in leaderboard._SHARED) for g in groups}) == 2
+
+
+def test_a_run_without_times_joins_those_measured_last(store: Store, add: Add) -> None:
+    add("halo", threads=1)
+    add("swin", threads=2)
+    add("sra", threads=4, latency=None)
+    groups = {tuple(row.mixer for row in group.rows): group for group in rank(store)}
+    assert set(groups) == {("halo",), ("sra", "swin")}
+    assert groups["sra", "swin"].latency_condition == "batch=1,threads=2"
+
+
+def test_only_finished_runs_count(store: Store, add: Add) -> None:
+    add("halo")
+    for state in ("failed", "interrupted", "running"):
+        add("swin", state=state)
+    assert [row.mixer for row in one(rank(store))] == ["halo"]
+    assert [row.mixer for row in one(rank(store, only=[add("dwconv")]))] == ["dwconv"]
+
+
+# One network's numbers
+
+
+def test_seeds_are_averaged_and_the_newest_run_of_a_seed_counts(store: Store, add: Add) -> None:
+    add(top1=10.0, latency=99.0, seed=0)
+    ids = [add(top1=88.0, latency=10.0, seed=0), add(top1=89.0, latency=12.0, seed=1)]
+    [row] = one(rank(store))
+    assert (row.top1, row.latency, row.seeds) == (88.5, 11.0, 2)
+    assert row.top1_sd == pytest.approx(math.sqrt(0.5))
+    assert (row.top1_low, row.top1_high) == wilson(88.5, 2000)  # seeds share their test images
+    assert set(row.runs) == set(ids)
+
+
+def test_a_newer_run_replaces_only_what_it_measured(store: Store, add: Add) -> None:
+    old, new = add(top1=88.0, latency=10.0), add(top1=None, latency=9.0)
+    [row] = one(rank(store))
+    assert (row.top1, row.latency, row.seeds) == (88.0, 9.0, 1)
+    assert set(row.runs) == {old, new}
+
+
+def test_ema_weights_are_the_headline_where_there_are_any(store: Store, add: Add) -> None:
+    add("halo", top1=88.0, ema=87.0)
+    add("swin", top1=86.0)
+    add("sra", top1=85.0, ema=math.nan)
+    assert [(row.mixer, row.top1) for row in one(rank(store))] == [
+        ("halo", 87.0),
+        ("swin", 86.0),
+        ("sra", None),
+    ]
+
+
+def test_starting_weights_make_another_network(store: Store, add: Add) -> None:
+    add(top1=88.0)
+    add(top1=90.0, weights="weights/pretrained.pth", weights_sha256="ab")
+    tuned, scratch = one(rank(store))
+    assert (tuned.weights, scratch.weights) == ("weights/pretrained.pth", "")
+    assert leaderboard.cells(tuned)[1] == "halo from pretrained.pth"
+
+
+@pytest.mark.parametrize(("percent", "n"), [(90.0, 10), (0.0, 10), (100.0, 10), (88.7, 2000)])
+def test_the_interval_is_wilsons(percent: float, n: int) -> None:
+    """Its ends are the shares p from which the observed one is 1.96 standard errors of p away."""
+    low, high = wilson(percent, n)
+    assert low - 1e-9 <= percent <= high + 1e-9
+    for end in (end for end in (low, high) if 1e-9 < end < 100 - 1e-9):
+        error = 100 * math.sqrt(end / 100 * (1 - end / 100) / n)
+        assert abs(percent - end) / error == pytest.approx(1.959964)
+
+
+# Asking for less, or in another order
+
+
+def test_columns_sort_in_their_sensible_direction(store: Store, add: Add) -> None:
+    add("halo", latency=12.0)
+    add("swin", latency=None, top1=99.0)
+    add("dwconv", latency=5.0, top1=80.0)
+    rows = one(rank(store, sort="latency"))
+    assert [(row.rank, row.mixer) for row in rows] == [(1, "dwconv"), (2, "halo"), (None, "swin")]
+    assert [row.mixer for row in one(rank(store, sort="mixer"))] == ["dwconv", "halo", "swin"]
+    assert [row.mixer for row in one(rank(store, sort="top1", limit=2))] == ["swin", "halo"]
+    with pytest.raises(ValueError, match=r"Unknown column 'latancy'\. Did you mean 'latency'\?"):
+        rank(store, sort="latancy")
+
+
+def test_filters(store: Store, add: Add) -> None:
+    add("halo")
+    add("sra", scale="tiny")
+    add("swin", recipe_name="fashion", data_name="other", device="cuda")
+
+    def mixers(**options: Any) -> list[str]:
+        return sorted(row.mixer for group in rank(store, **options) for row in group.rows)
+
+    assert mixers(mixer="pvt") == ["sra"]  # an alias
+    assert mixers(mixer="halo, swin") == ["halo", "swin"]
+    assert mixers(scale="tiny") == ["sra"]
+    assert mixers(recipe_name="fashion") == mixers(data="other") == mixers(device="cuda") == ["swin"]
+    assert mixers(mixer="halo", scale="tiny") == mixers(mixer="dwconv") == []
+
+
+@pytest.mark.parametrize(
+    ("filters", "message"),
+    [
+        ({"mixer": "hallo"}, "Unknown mixer 'hallo'. Did you mean 'halo'?"),
+        ({"mixer": "convnxt"}, "Did you mean 'convnext'?"),
+        ({"scale": "micr"}, "Unknown scale 'micr'. Did you mean 'micro'?"),
+        ({"recipe_name": "quik"}, "Unknown recipe 'quik'. Did you mean 'quick'?"),
+        ({"data": "fashion-mini"}, "Unknown data set 'fashion-mini'. Did you mean 'fashion_mini'?"),
+        ({"device": "gpu"}, "Unknown device 'gpu'. Did you mean 'cpu'?"),
+    ],
+)
+def test_an_unknown_filter_value_names_the_nearest(
+    store: Store, add: Add, filters: dict[str, Any], message: str
+) -> None:
+    add()
+    with pytest.raises(ValueError, match=message.replace("?", r"\?")):
+        rank(store, **filters)
+
+
+# Words and exports
+
+
+def test_people_read_rounded_numbers_with_units(store: Store, add: Add) -> None:
+    add(top1=88.7, latency=12.345, seed=0)
+    add(top1=88.9, latency=12.345, seed=1)
+    add("swin", top1=None, latency=None)
+    halo, swin = map(leaderboard.cells, one(rank(store)))
+    dash = leaderboard.NONE
+    interval = f"87.3{dash}90.1"
+    assert halo == (
+        *("1", "halo", "micro", "4.39 M", "0.86 G", "12.3 ms", "1,000", "88.80 ±0.14", interval, "2"),
+    )
+    assert swin == (dash, "swin", "micro", "4.39 M", "0.86 G", dash, dash, dash, dash, "1")
+    assert len(leaderboard.HEADERS) == len(halo)
+    assert leaderboard.macs(13_470_000) == "13.5 M"
+
+
+def test_machine_formats_hold_raw_numbers(store: Store, add: Add) -> None:
+    run = add(top1=88.7)
+    add("swin", top1=None)
+    groups = rank(store)
+    halo, swin = json.loads(leaderboard.to_json(groups))
+    assert (halo["top1"], halo["macs"], halo["runs"]) == (88.7, 0.86e9, [run])
+    assert (halo["recipe_digest"], halo["latency_condition"]) == ("3f9c21aa8b10", "batch=1,threads=2")
+    assert (swin["rank"], swin["top1"], swin["mixer"]) == (None, None, "swin")
+    lines = list(csv.DictReader(io.StringIO(leaderboard.to_csv(groups))))
+    assert [(line["mixer"], line["top1"], line["parameters"]) for line in lines] == [
+        ("halo", "88.7", "4389672.0"),
+        ("swin", "", "4389672.0"),
+    ]
+    assert set(halo) == set(lines[0])
+
+
+def test_markdown_and_latex(store: Store, add: Add) -> None:
+    add(top1=88.7, data_name="my_data & more")
+    groups = rank(store)
+    markdown = leaderboard.to_markdown(groups).splitlines()
+    assert markdown[0].startswith("**recipe quick (3f9c21aa8b10), data my_data & more, Some CPU")
+    assert {line.count("|") for line in markdown[2:5]} == {len(leaderboard.HEADERS) + 1}
+    assert "MACs" in markdown[2]
+    latex = leaderboard.to_latex(groups)
+    assert r"data my\_data \& more" in latex
+    assert latex.count("{") == latex.count("}")
+    rows = latex.partition(r"\toprule")[2].partition(r"\bottomrule")[0].replace(r"\midrule", "").strip()
+    assert [line.count(" & ") for line in rows.splitlines() if line] == [len(leaderboard.HEADERS) - 1] * 2
+
+
+def test_a_frame_has_a_line_per_row(store: Store, add: Add) -> None:
+    assert leaderboard.frame(store).empty
+    add("halo", top1=88.7)
+    add("swin", top1=87.0)
+    table = leaderboard.frame(store, sort="top1")
+    assert list(table["mixer"]) == ["halo", "swin"]
+    assert table["top1"].sum() == pytest.approx(175.7)
