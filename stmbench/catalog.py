@@ -49,6 +49,7 @@ class Mixer:
     head_width: int | None = None
     position_map: bool = False  # a learnt absolute position map per level, added to the residual stream
     position_parameters: tuple[str, ...] = ()  # learnt tables of positions: no weight decay
+    zero_layers: tuple[str, ...] = ()  # the mixer's layers that start at zero
     level_options: Mapping[str, tuple[Any, Any, Any, Any]] = field(default_factory=dict)
     block_options: Mapping[str, tuple[Any, ...]] = field(default_factory=dict)
 
@@ -143,6 +144,7 @@ _MIXERS = [
         },
         published="unified_dcn_v3",
         aliases=("internimage",),
+        zero_layers=("offset", "modulation"),  # starts as the mean of the regular 3x3 grid, as in its paper
     ),
 ]
 

@@ -10,7 +10,6 @@ from pathlib import Path
 
 import torch
 
-from stmbench.data import DataInfo
 from stmbench.plan import Request
 from stmbench.stages.network import precision
 from stmbench.store import NewRun
@@ -18,7 +17,7 @@ from stmbench.store import NewRun
 _PACKAGES = ("stmbench", "torch", "torchvision", "timm", "numpy")
 
 
-def gather(asked: Request, mixer: str, info: DataInfo) -> NewRun:
+def gather(asked: Request, mixer: str) -> NewRun:
     """Everything about a run of one of the asked mixers that a reader may need a year later."""
     commit, dirty = _git()
     return NewRun(
@@ -31,8 +30,8 @@ def gather(asked: Request, mixer: str, info: DataInfo) -> NewRun:
         recipe_values=asked.recipe.values(),
         overrides=asked.overrides,
         data_source=asked.data,
-        data_name=info.name,
-        data_fingerprint=info.fingerprint,
+        data_name=asked.info.name,
+        data_fingerprint=asked.info.fingerprint,
         weights=asked.weights or "",
         weights_sha256=_sha256(asked.weights) if asked.weights else "",
         device=torch.device(asked.device).type,

@@ -7,10 +7,15 @@ from pathlib import Path
 import torch
 from timm.optim import list_optimizers
 
+import stmbench.data
 from stmbench import catalog, recipe
+from stmbench.data import DataInfo
 from stmbench.nn import create_model
+from stmbench.nn.weights import classes_of
 from stmbench.recipe import Recipe
+from stmbench.record import Job
 from stmbench.stages.build import parameters
+from stmbench.stages.network import make
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -23,9 +28,24 @@ class Request:
     overrides: tuple[str, ...]
     stages: tuple[str, ...]
     seed: int
-    data: str
+    data: str  # as it was given; `info` is what was found
+    info: DataInfo
     device: str
     weights: str | None
+
+    def job(self, mixer: str, folder: Path) -> Job:
+        """The job of one of the mixers, which will keep its files in `folder`."""
+        return Job(
+            mixer=mixer,
+            scale=self.scale,
+            recipe=self.recipe,
+            stages=self.stages,
+            seed=self.seed,
+            data=self.data,
+            device=self.device,
+            weights=self.weights,
+            folder=folder,
+        )
 
 
 def request(
@@ -42,33 +62,47 @@ def request(
 ) -> Request:
     """Check and resolve what was asked; ValueError for whatever a user can get wrong."""
     protocol = recipe.load(recipe_name, overrides)
-    mixers = tuple(catalog.mixers()) if mixer == "all" else tuple(_names(mixer))
+    catalog.known("optimizer", protocol.optimizer.name, map(str, list_optimizers()))
     scale = scale or protocol.model.scale
+    mixers = list(catalog.mixers()) if mixer == "all" else _names(mixer)
     for name in mixers:
         catalog.scale(name, scale)
-    if weights and not weights.is_file():
-        raise ValueError(f"No weights file at {weights}.")
-    if weights and len(mixers) > 1:
-        raise ValueError("--weights is one mixer's checkpoint: give one --mixer with it.")
-    if not (data or protocol.data.source):
+    source = data or protocol.data.source
+    if not source:
         raise ValueError(f"Recipe '{protocol.name}' needs data: give --data PATH.")
-    catalog.known("optimizer", protocol.optimizer.name, map(str, list_optimizers()))
-    stages = _stages(stage, protocol)
-    if "eval" in stages and "train" not in stages and not weights:
-        raise ValueError(
-            "Nothing to evaluate: add the train stage (--stage train,eval) or give --weights FILE."
-        )
-    return Request(
+    asked = Request(
         mixers=tuple(catalog.mixer(name).name for name in mixers),
         scale=scale,
         recipe=protocol,
         overrides=tuple(overrides),
-        stages=stages,
+        stages=_stages(stage, protocol),
         seed=seed,
-        data=data or protocol.data.source,
+        data=source,
+        info=stmbench.data.find(source),
         device=find_device(device),
         weights=str(weights.resolve()) if weights else None,
     )
+    _check_weights(asked)
+    return asked
+
+
+def _check_weights(asked: Request) -> None:
+    """The weights are there, fit the network, and there are some for what is to be evaluated."""
+    evaluates_only = "eval" in asked.stages and "train" not in asked.stages
+    if asked.weights is None:
+        if evaluates_only:
+            raise ValueError("Nothing to evaluate: give --weights FILE, or train too (--stage train,eval).")
+        return
+    mixer, *others = asked.mixers
+    if others:
+        raise ValueError("--weights is one mixer's checkpoint: give one --mixer with it.")
+    make(asked.job(mixer, Path()), asked.info.num_classes, device="cpu")
+    classes = classes_of(asked.weights)
+    if evaluates_only and classes != asked.info.num_classes:
+        raise ValueError(
+            f"{asked.weights} tells {classes or 'no'} classes apart, {asked.info.name} has "
+            f"{asked.info.num_classes}: train a new classifier before evaluating it (--stage train,eval)."
+        )
 
 
 def find_device(name: str) -> str:
@@ -85,14 +119,14 @@ def find_device(name: str) -> str:
     return name
 
 
-def size(asked: Request, mixer: str, num_classes: int) -> tuple[int, int]:
+def size(asked: Request, mixer: str) -> tuple[int, int]:
     """Parameters and MACs of one network of the request, without allocating it."""
     data = asked.recipe.data
     with torch.device("meta"):
         model = create_model(
             mixer,
             asked.scale,
-            num_classes=num_classes,
+            num_classes=asked.info.num_classes,
             in_channels=data.channels,
             image_size=data.image_size,
         )

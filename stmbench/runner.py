@@ -8,13 +8,11 @@ import threading
 import time
 from collections.abc import Generator, Iterator
 from dataclasses import dataclass
-from pathlib import Path
 
 import stmbench.data
 from stmbench import catalog, evidence, recipe
 from stmbench.plan import Request, find_device
 from stmbench.record import Artifact, Event, Job, Measurement
-from stmbench.stages.network import make
 from stmbench.store import RunRecord, Store
 from stmbench.store.records import State
 
@@ -30,31 +28,10 @@ class StageDone:
 
 
 def start(asked: Request, store: Store) -> Iterator[Job]:
-    """Open one run after the other, each when the one before it has been taken, and yield its job.
-
-    Raises:
-        ValueError: before the first is opened, where the data are missing or the weights do not fit.
-    """
-    info = stmbench.data.find(asked.data)
-    if asked.weights:
-        make(_job(asked, asked.mixers[0], store.folder), info.num_classes, device="cpu")
+    """Open one run after the other, each when the one before it has been taken, and yield its job."""
     for mixer in asked.mixers:
-        run = store.create_run(evidence.gather(asked, mixer, info))
-        yield _job(asked, mixer, run.folder)
-
-
-def _job(asked: Request, mixer: str, folder: Path) -> Job:
-    return Job(
-        mixer=mixer,
-        scale=asked.scale,
-        recipe=asked.recipe,
-        stages=asked.stages,
-        seed=asked.seed,
-        data=asked.data,
-        device=asked.device,
-        weights=asked.weights,
-        folder=folder,
-    )
+        run = store.create_run(evidence.gather(asked, mixer))
+        yield asked.job(mixer, run.folder)
 
 
 def reopen(name: str, store: Store) -> Job:

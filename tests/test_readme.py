@@ -20,7 +20,9 @@ def commands() -> list[str]:
     for block in re.findall(r"```sh\n(.*?)```", README, re.DOTALL):
         for line in block.replace("\\\n", " ").splitlines():
             for part in re.split(r"&&|;", line.partition("#")[0]):
-                if match := re.search(r"\bstmbench ((?:run|resume|leaderboard|runs|show|mixers|recipes|doctor)\b.*)", part):
+                if match := re.search(
+                    r"\bstmbench ((?:run|resume|leaderboard|runs|show|mixers|recipes|doctor)\b.*)", part
+                ):
                     found.append(match[1].strip())
     return found
 

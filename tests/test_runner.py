@@ -1,10 +1,12 @@
 """The runner commits what appears, in order, and writes down how a run ended."""
 
+import dataclasses
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
+import stmbench.data
 from stmbench import catalog, runner
 from stmbench.plan import Request
 from stmbench.recipe import Recipe
@@ -39,6 +41,7 @@ def job(store: Store, tiny_data: Path, tiny_recipe: Recipe) -> Job:
         stages=("one", "two"),
         seed=3,
         data=str(tiny_data),
+        info=stmbench.data.find(str(tiny_data)),
         device="cpu",
         weights=None,
     )
@@ -121,10 +124,6 @@ def test_resume_refuses_data_that_have_changed(
     store: Store, stages, job: Job, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     store.end_run(job.folder.name, "interrupted")
-    import dataclasses
-
-    import stmbench.data
-
     info = dataclasses.replace(stmbench.data.find(job.data), fingerprint="0" * 12)
     monkeypatch.setattr(stmbench.data, "find", lambda _: info)
     with pytest.raises(ValueError, match="have changed since"):

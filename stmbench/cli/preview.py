@@ -3,14 +3,12 @@
 from rich.console import Console
 from rich.table import Table
 
-import stmbench.data
 from stmbench import plan
 
 
 def show(console: Console, asked: plan.Request) -> None:
-    """Print the plan of a request; reads the data's folders but trains nothing."""
-    info = stmbench.data.find(asked.data)
-    recipe = asked.recipe
+    """Print the plan of a request."""
+    info, recipe = asked.info, asked.recipe
     console.print(f"[bold]Recipe[/] {recipe.name} ({recipe.digest})", highlight=False)
     for section, values in recipe.values().items():
         if isinstance(values, dict):
@@ -23,7 +21,7 @@ def show(console: Console, asked: plan.Request) -> None:
     )
     table = Table("mixer", "scale", "parameters", "MACs", box=None, pad_edge=False)
     for mixer in asked.mixers:
-        parameters, macs = plan.size(asked, mixer, info.num_classes)
+        parameters, macs = plan.size(asked, mixer)
         table.add_row(mixer, asked.scale, f"{parameters:,}", f"{macs / 1e9:.3f} G")
     console.print("[bold]Models[/]")
     console.print(table)

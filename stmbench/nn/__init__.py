@@ -53,6 +53,7 @@ def create_model(
         drop_path=size.drop_path if drop_path is None else drop_path,
         position_map=row.position_map,
         position_parameters=row.position_parameters,
+        zero_layers=row.zero_layers,
         num_classes=num_classes,
         in_channels=in_channels,
         image_size=(height, width),

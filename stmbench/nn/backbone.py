@@ -151,7 +151,8 @@ class Backbone(nn.Module):
 
     Tuples have one entry per level. `drop_path` is the last block's rate; it grows linearly from 0.
     `image_size` (height, width) only settles the size of position maps: any size may be fed.
-    `position_parameters` are the names of the learnt tables of positions, which take no weight decay.
+    `position_parameters` are the names of the learnt tables of positions, which take no weight decay;
+    `zero_layers` those of the mixers' layers that start at zero.
     """
 
     levels: Sequence[Level]
@@ -168,6 +169,7 @@ class Backbone(nn.Module):
         drop_path: float = 0.0,
         position_map: bool = False,
         position_parameters: Sequence[str] = (),
+        zero_layers: Sequence[str] = (),
         num_classes: int = 1000,
         in_channels: int = 3,
         image_size: tuple[int, int] = (224, 224),
@@ -202,6 +204,9 @@ class Backbone(nn.Module):
         self.pretrained_cfg = pretrained_cfg(num_classes, (in_channels, *image_size))
         self.default_cfg = self.pretrained_cfg
         self.apply(init_weights)
+        for name, parameter in self.named_parameters():
+            if name.split(".")[-2] in zero_layers:
+                nn.init.zeros_(parameter)
 
     def forward_features(self, x: Tensor) -> Tensor:
         """Images (B, 3, H, W) -> normalised features of the last level (B, C, ceil(H/32), ceil(W/32))."""

@@ -156,6 +156,16 @@ def load_weights(model: Backbone, path: str | Path) -> dict[str, str]:
     return metadata
 
 
+def classes_of(path: str | Path) -> int | None:
+    """How many classes the checkpoint's classifier tells apart; None for one without a classifier.
+
+    Raises:
+        ValueError: the file cannot be read (see `read_weights`).
+    """
+    weight = convert(read_weights(path)[0]).get("head.fc.weight")
+    return None if weight is None else len(weight)
+
+
 def _adapt_first_conv(state: dict[str, Tensor], model: Backbone, path: str | Path) -> None:
     name = f"{model.pretrained_cfg['first_conv']}.weight"
     channels = model.get_parameter(name).shape[1]
@@ -198,9 +208,16 @@ def save_weights(path: str | Path, state: Mapping[str, Tensor], metadata: Mappin
     Raises:
         OSError: the folder cannot be written to, or the disk is full.
     """
-    path = Path(path)
     tensors = {key: value.detach().cpu().contiguous() for key, value in state.items()}
-    content = safetensors.torch.save(tensors, dict(metadata))
+    write_whole(Path(path), safetensors.torch.save(tensors, dict(metadata)))
+
+
+def write_whole(path: Path, content: bytes | memoryview) -> None:
+    """Write a file so that it appears whole or not at all, and lasts once this returns.
+
+    Raises:
+        OSError: the folder cannot be written to, or the disk is full.
+    """
     handle, draft = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     try:
         with os.fdopen(handle, "wb") as file:

@@ -5,8 +5,9 @@ seeded from (seed, epoch) at each epoch's start, so that a run that was killed a
 CPU bit for bit, what it would have computed undisturbed.
 """
 
+import inspect
+import io
 import math
-import os
 import time
 from collections.abc import Generator, Iterator, Mapping
 from pathlib import Path
@@ -14,14 +15,14 @@ from typing import Any
 
 import torch
 from timm.loss import SoftTargetCrossEntropy
-from timm.optim import create_optimizer_v2, get_optimizer_info
+from timm.optim import create_optimizer_v2, get_optimizer_class
 from timm.scheduler import create_scheduler_v2
 from timm.utils.model_ema import ModelEmaV3
 from torch import Tensor, nn
 
 import stmbench.data
 from stmbench.data import DataInfo
-from stmbench.nn.weights import save_weights
+from stmbench.nn.weights import classes_of, save_weights, write_whole
 from stmbench.record import Artifact, Event, Job, Measurement, Note, Progress, condition
 from stmbench.stages import evaluate, network
 
@@ -39,6 +40,8 @@ def run(job: Job) -> Generator[Event, None, None]:
     epochs = job.recipe.schedule.epochs
     if state.epoch:
         yield Note("train", f"Resuming after epoch {state.epoch} of {epochs}.")
+    elif job.weights and classes_of(job.weights) != info.num_classes:
+        yield Note("train", f"{job.weights} has other classes: a new classifier is trained.")
     for epoch in range(state.epoch + 1, epochs + 1):
         started = time.perf_counter()
         yield from _train_epoch(state, epoch)
@@ -115,12 +118,9 @@ class TrainState:
             "networks": {kind: model.state_dict() for kind, model in self.networks().items()},
         }
         self.job.folder.mkdir(parents=True, exist_ok=True)
-        partial = self.checkpoint.with_suffix(".partial")
-        with partial.open("wb") as file:
-            torch.save(state, file)
-            file.flush()
-            os.fsync(file.fileno())
-        partial.replace(self.checkpoint)
+        content = io.BytesIO()
+        torch.save(state, content)
+        write_whole(self.checkpoint, content.getbuffer())
         for kind, model in self.networks().items():
             save_weights(network.weights_file(self.job, kind), model.state_dict(), self._metadata(kind))
 
@@ -153,8 +153,11 @@ class TrainState:
 
 def _optimizer(model: nn.Module, job: Job) -> torch.optim.Optimizer:
     recipe = job.recipe.optimizer
-    betas: dict[str, Any] = {"betas": recipe.betas} if get_optimizer_info(recipe.name).has_betas else {}
-    return create_optimizer_v2(model, recipe.name, lr=recipe.lr, weight_decay=recipe.weight_decay, **betas)
+    known = inspect.signature(get_optimizer_class(recipe.name, bind_defaults=False)).parameters
+    options: dict[str, Any] = {"betas": recipe.betas} if "betas" in known else {}
+    if "fused" in known and not job.device.startswith("mps"):
+        options["fused"] = True  # one kernel per step: on a CPU 5 times as fast as the default loop
+    return create_optimizer_v2(model, recipe.name, lr=recipe.lr, weight_decay=recipe.weight_decay, **options)
 
 
 def _train_epoch(state: TrainState, epoch: int) -> Iterator[Event]:

@@ -89,7 +89,7 @@ MISTAKES = [
     (["--set", "lr"], "--set takes section.key=value, not 'lr'."),
     (["--device", "gpu"], "Unknown device 'gpu'."),
     (["--data", "nowhere/at/all"], "No data at nowhere/at/all."),
-    (["--weights", "absent.pth"], "No weights file at absent.pth."),
+    (["--weights", "absent.pth"], "absent.pth."),
     (["--mixer", ","], "--mixer and --stage take names"),
     (["--stage", "eval"], "Nothing to evaluate"),
 ]
@@ -119,8 +119,19 @@ def test_weights_of_another_network_are_refused_before_a_run_is_made(invoke: Inv
     code, _, err = invoke("run", "--mixer", "halo", "--weights", "swin.safetensors")
     assert code == 2
     assert "holds another network" in err
-    with open_store(str(tmp_path / "runs/stmbench.db"), create=False) as store:
-        assert store.runs() == []
+    assert not (tmp_path / "runs").exists()
+
+
+def test_weights_of_other_classes_are_trained_before_they_are_evaluated(
+    invoke: Invoke, tmp_path: Path
+) -> None:
+    other = create_model("dwconv", "micro", num_classes=7, in_channels=1, image_size=28)
+    save_weights(tmp_path / "seven.safetensors", other.state_dict(), {})
+    given = ("--mixer", "dwconv", "--weights", "seven.safetensors")
+    code, _, err = invoke("run", *given, "--stage", "eval")
+    assert (code, "tells 7 classes apart, raw has 4" in err) == (2, True)
+    code, out, _ = invoke("run", *given, "--stage", "train,eval", "--set", "schedule.epochs=1")
+    assert (code, "a new classifier is trained" in out) == (0, True)
 
 
 def test_a_failed_run_is_kept_and_the_next_mixer_still_runs(

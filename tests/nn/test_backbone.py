@@ -11,7 +11,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 import stmbench
 from stmbench import catalog
-from stmbench.nn.backbone import Backbone
+from stmbench.nn.backbone import Backbone, resize_position_map
 from stmbench.nn.weights import load_weights, save_weights
 
 MIXERS = ["halo", "swin", "sra", "dwconv", "dcnv3"]
@@ -93,6 +93,9 @@ def test_any_image_size(mixer: str, size: tuple[int, int]) -> None:
 @pytest.mark.parametrize("mixer", MIXERS)
 def test_a_gradient_reaches_every_parameter(mixer: str) -> None:
     model = make(mixer, image_size=64).train()
+    for parameter in model.parameters():
+        if not parameter.any():  # what stands behind a layer that starts at zero is reached one step later
+            nn.init.normal_(parameter, std=0.02)
     model(torch.randn(4, 3, 64, 64)).square().sum().backward()
     for name, parameter in model.named_parameters():
         assert parameter.grad is not None, name
@@ -108,6 +111,12 @@ def test_built_for_one_size_and_fed_another_equals_built_for_the_other(mixer: st
     load_weights(other, tmp_path / "weights.safetensors")
     images = torch.randn(2, 3, 96, 160)
     assert torch.equal(one(images), other(images))
+
+
+def test_position_maps_are_resized_bilinearly_between_pixel_centres() -> None:
+    small = torch.tensor([[0.0, 4.0], [8.0, 12.0]])[None, None]
+    along = torch.tensor([0.0, 1.0, 3.0, 4.0])
+    assert torch.equal(resize_position_map(small, 4, 4)[0, 0], 2 * along[:, None] + along)
 
 
 class CountedOperators(TorchDispatchMode):
@@ -139,7 +148,9 @@ def test_initialisation() -> None:
     for name, module in model.named_modules():
         if isinstance(module, nn.Conv2d | nn.Linear):
             assert module.weight.abs().max() < 0.2, name
-            if module.weight.numel() > 1000:
+            if name.endswith((".offset", ".modulation")):
+                assert not module.weight.any(), name
+            elif module.weight.numel() > 1000:
                 assert module.weight.std().item() == pytest.approx(0.02, rel=0.1), name
             assert module.bias is None or not module.bias.any(), name
     assert (model.levels[2].blocks[1].gamma1 == 1e-6).all()
