@@ -1,5 +1,6 @@
 """How a running run looks: bars in a terminal, one line per milestone anywhere else."""
 
+import time
 from types import TracebackType
 from typing import Self
 
@@ -17,6 +18,7 @@ from rich.progress import (
 from stmbench import record
 from stmbench.record import Event, Measurement, Note
 
+QUIET_S = 60  # without a terminal: a sign of life so often within an epoch
 _UNITS = {"images/s": "{:,.0f} images/s", "loss": "loss {:.3f}", "acc": "train top-1 {:.1f} %"}
 
 
@@ -28,6 +30,7 @@ class Drawer:
         self.bars: Progress | None = None
         self.task: TaskID | None = None
         self.text = ""
+        self.spoke = time.monotonic()
         self.numbers: dict[tuple[str, str, str, int], float] = {}  # (stage, name, condition, step)
         if console.is_terminal:
             self.bars = Progress(
@@ -75,11 +78,14 @@ class Drawer:
         return found[-1] if found else float("nan")
 
     def _advance(self, event: record.Progress) -> None:
-        if not self.bars:
-            return
         numbers = "  ".join(
-            _UNITS[key].format(value) for key, value in event.numbers.items() if key in _UNITS
+            form.format(event.numbers[key]) for key, form in _UNITS.items() if key in event.numbers
         )
+        if not self.bars:
+            if time.monotonic() > self.spoke + QUIET_S:
+                self.spoke = time.monotonic()
+                self.console.print(f"  {event.text} {event.done}/{event.total}  {numbers}", highlight=False)
+            return
         if self.task is None or self.text != event.text:
             if self.task is not None:
                 self.bars.remove_task(self.task)

@@ -1,0 +1,5 @@
+"""``python -m stmbench`` is the command ``stmbench``."""
+
+from stmbench.cli import main
+
+main()
