@@ -5,6 +5,7 @@ from types import TracebackType
 from typing import Self
 
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
@@ -61,7 +62,7 @@ class Drawer:
         if isinstance(event, record.Progress):
             self._advance(event)
         elif isinstance(event, Note):
-            self.console.print(f"  [yellow]note[/]  {event.text}", highlight=False)
+            self._say(f"[yellow]note[/]  {escape(event.text)}")
         elif isinstance(event, Measurement):
             self.numbers[event.stage, event.name, event.condition, event.step] = event.value
             if event.stage == "train" and event.name == "seconds":  # the last number of an epoch
@@ -70,7 +71,11 @@ class Drawer:
     def stage_done(self, stage: str, seconds: float) -> None:
         """Say in one line what the stage found."""
         line = _SUMMARIES.get(stage, lambda _: "")(self)
-        self.console.print(f"  [green]{stage:<8}[/] {line:<58} {seconds:6.1f} s", highlight=False)
+        self._say(f"[green]{stage:<8}[/] {line:<58} {seconds:6.1f} s")
+
+    def _say(self, line: str) -> None:
+        self.spoke = time.monotonic()
+        self.console.print(f"  {line}", highlight=False)
 
     def last(self, stage: str, name: str, where: str = "") -> float:
         """The value drawn last for this name, under a condition that contains `where`; NaN if none."""
@@ -83,8 +88,7 @@ class Drawer:
         )
         if not self.bars:
             if time.monotonic() > self.spoke + QUIET_S:
-                self.spoke = time.monotonic()
-                self.console.print(f"  {event.text} {event.done}/{event.total}  {numbers}", highlight=False)
+                self._say(f"{event.text} {event.done}/{event.total}  {numbers}")
             return
         if self.task is None or self.text != event.text:
             if self.task is not None:
@@ -99,10 +103,9 @@ class Drawer:
             for (name, where), value in find.items()
             if name == "top1"
         )
-        self.console.print(
-            f"  epoch {epoch:<3} loss {find['loss', '']:.3f}  {top1}  "
-            f"{find['images_per_second', '']:,.0f} images/s  {find['seconds', '']:.0f} s",
-            highlight=False,
+        self._say(
+            f"epoch {epoch:<3} loss {find['loss', '']:.3f}  {top1}  "
+            f"{find['images_per_second', '']:,.0f} images/s  {find['seconds', '']:.0f} s"
         )
 
 
