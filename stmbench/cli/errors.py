@@ -1,15 +1,26 @@
 """One clear line for an error, and its exit code: 2 for the user's mistakes, 1 for failures."""
 
+import errno
+
 from rich.console import Console
 from rich.markup import escape
 
 
 def show(error: Exception, where: str = "") -> None:
     """Print the error to stderr as one line."""
+    line = f"[red]Error:[/] {escape(where + _line(error))}"
+    Console(stderr=True, soft_wrap=True).print(line, highlight=False)
+
+
+def _line(error: Exception) -> str:
     line = " ".join(str(error).split()) or type(error).__name__
-    if not isinstance(error, ValueError | RuntimeError | OSError):
-        line = f"{type(error).__name__}: {line}"
-    Console(stderr=True, soft_wrap=True).print(f"[red]Error:[/] {escape(where + line)}", highlight=False)
+    if isinstance(error, OSError) and error.errno == errno.ENOSPC:
+        return "The disk is full. Free some space; `stmbench resume RUN` goes on from the last epoch."
+    if isinstance(error, PermissionError):
+        return f"{error.strerror}: {error.filename}. Give another place for the results with --db."
+    if isinstance(error, ValueError | RuntimeError | OSError):
+        return line
+    return f"{type(error).__name__}: {line}"
 
 
 def exit_code(error: Exception) -> int:

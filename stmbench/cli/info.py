@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from stmbench.cli.options import Database
+from stmbench.cli.options import DEFAULT, Database
 
 
 def mixers() -> None:
@@ -44,7 +44,7 @@ def recipes(
     Console().print(table)
 
 
-def doctor(db: Database = "runs/stmbench.db") -> None:
+def doctor(db: Database = DEFAULT) -> None:
     """Say what works on this machine: devices, libraries, data, results, disk."""
     table = Table("", "what", "found", box=None, pad_edge=False, show_header=False)
     for good, what, found in [*_probe(), _database(db), _disk(db)]:

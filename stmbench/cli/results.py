@@ -14,7 +14,7 @@ from rich.console import Console, Group
 from rich.markup import escape
 from rich.table import Table
 
-from stmbench.cli.options import Database
+from stmbench.cli.options import DEFAULT, Database
 
 if TYPE_CHECKING:
     from stmbench import leaderboard as board
@@ -49,7 +49,7 @@ def leaderboard(
     sort: Annotated[str, typer.Option(help="Column to rank by: top1, latency, macs, …")] = "top1",
     limit: Annotated[int | None, typer.Option(min=1, help="At most so many rows of each table.")] = None,
     format_: Annotated[Format, typer.Option("--format", help="How to print it.")] = Format.TABLE,
-    db: Database = "runs/stmbench.db",
+    db: Database = DEFAULT,
 ) -> None:
     """Rank the finished runs; one table for each set of conditions that may be compared."""
     from stmbench import leaderboard as board
@@ -78,7 +78,7 @@ def runs(
     state: Annotated[State | None, typer.Option(help="Only runs in this state.")] = None,
     mixer: Annotated[str | None, typer.Option(help="Only runs of this mixer.")] = None,
     limit: Annotated[int, typer.Option(min=1, help="The newest so many.")] = 20,
-    db: Database = "runs/stmbench.db",
+    db: Database = DEFAULT,
 ) -> None:
     """List the runs, newest first, with how they stand."""
     from stmbench import catalog
@@ -92,7 +92,7 @@ def runs(
 
 def show(
     run: Annotated[str, typer.Argument(help="The run's id, or enough of its beginning to be the only one.")],
-    db: Database = "runs/stmbench.db",
+    db: Database = DEFAULT,
 ) -> None:
     """Tell the whole story of a run: what, with what, stages, numbers, curves and files."""
     from stmbench.store import open_store

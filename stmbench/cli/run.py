@@ -1,6 +1,7 @@
 """`stmbench run` and `stmbench resume`: take networks through their stages and show it."""
 
 import contextlib
+import os
 import signal
 import sys
 from collections.abc import Iterator
@@ -11,7 +12,7 @@ import typer
 from rich.console import Console
 
 from stmbench.cli import errors
-from stmbench.cli.options import Database
+from stmbench.cli.options import DEFAULT, Database
 
 if TYPE_CHECKING:
     from stmbench.plan import Request
@@ -41,7 +42,7 @@ def run(
     set_: Annotated[
         list[str] | None, typer.Option("--set", help="Override the recipe: section.key=value.")
     ] = None,
-    db: Database = "runs/stmbench.db",
+    db: Database = DEFAULT,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Show what would run, and run nothing.")] = False,
 ) -> None:
     """Build, train, evaluate and profile mixers by one recipe, and store every number."""
@@ -69,7 +70,7 @@ def run(
 
 def resume(
     run: Annotated[str, typer.Argument(help=RUN_HELP)],
-    db: Database = "runs/stmbench.db",
+    db: Database = DEFAULT,
 ) -> None:
     """Go on with an interrupted or failed run from its last finished epoch and stage."""
     from stmbench import runner
@@ -90,7 +91,7 @@ def _run_all(console: Console, asked: "Request", db: str) -> None:
 
 def _follow_all(console: Console, store: "Store", jobs: "Iterator[Job]", db: str) -> None:
     """Follow runs one after the other; a failed one does not keep the next from running."""
-    option = "" if db == "runs/stmbench.db" else f" --db {db}"
+    option = "" if db == os.environ.get("STMBENCH_DB", DEFAULT) else f" --db {db}"
     done: list[str] = []
     code = 0
     with _terminated_as_interrupt():
