@@ -43,7 +43,7 @@ class Mixer:
     target: str  # "module:class" of the nn.Module
     source: str  # the paper
     scales: Mapping[str, Scale]
-    published: str  # its name in the published checkpoints
+    published: str = ""  # its name among the published networks, if it is one
     aliases: tuple[str, ...] = ()
     norm_eps: float = 1e-5  # of the LayerNorms inside a block
     head_width: int | None = None

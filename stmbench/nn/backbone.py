@@ -19,7 +19,7 @@ from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 from stmbench.nn.block import Block
-from stmbench.nn.registry import pretrained_cfg
+from stmbench.nn.pretrained import pretrained_cfg
 
 NORM_EPS = 1e-6  # of the LayerNorms outside the blocks
 HEAD_RATIO = 1.5

@@ -8,11 +8,11 @@ imported (timm is imported by them), so the backbone is only imported when a mod
 import functools
 from typing import Any
 
-from timm.data.constants import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from timm.models import build_model_with_cfg, generate_default_cfgs, register_model
 from torch import nn
 
 from stmbench import catalog
+from stmbench.nn.pretrained import pretrained_cfg
 
 default_cfgs: dict[str, Any] = {}  # where timm looks for a model's configuration
 
@@ -24,27 +24,11 @@ def register() -> None:
     for row in catalog.mixers().values():
         for scale in row.scales:
             names[f"unified_{row.name}_{scale}"] = (row.name, scale)
-            names[f"{row.published}_{scale}"] = (row.name, scale)
+            if row.published:
+                names[f"{row.published}_{scale}"] = (row.name, scale)
     default_cfgs.update(generate_default_cfgs({name: pretrained_cfg() for name in names}))
     for name, (mixer, scale) in names.items():
         register_model(_entrypoint(name, mixer, scale))
-
-
-def pretrained_cfg(
-    num_classes: int = 1000, input_size: tuple[int, int, int] = (3, 224, 224)
-) -> dict[str, Any]:
-    """What timm's scripts want to know of a model; without a url, for no weights are distributed."""
-    return {
-        "num_classes": num_classes,
-        "input_size": input_size,
-        "pool_size": tuple(-(-length // 32) for length in input_size[1:]),
-        "crop_pct": 0.875,
-        "interpolation": "bicubic",
-        "mean": IMAGENET_DEFAULT_MEAN,
-        "std": IMAGENET_DEFAULT_STD,
-        "first_conv": "stem.first.conv",
-        "classifier": "head.fc",
-    }
 
 
 def _entrypoint(name: str, mixer: str, scale: str) -> Any:
