@@ -15,7 +15,7 @@ def test_the_example_mixer_keeps_the_contract() -> None:
     module, row = re.findall(r"```python\n(.*?)```", TEXT, re.DOTALL)
     names: dict[str, Any] = {}
     exec(module, names)
-    listed: catalog.Mixer = eval(row, vars(catalog))
+    listed: catalog.Mixer = eval(row, dict(vars(catalog)))
     mixer = names[listed.target.partition(":")[2]](32)
     for height, width in ((7, 5), (1, 1)):
         x = torch.randn(2, height, width, 32)
