@@ -29,7 +29,7 @@ def gather(asked: Request, mixer: str) -> NewRun:
         recipe_digest=asked.recipe.digest,
         recipe_values=asked.recipe.values(),
         overrides=asked.overrides,
-        data_source=asked.data,
+        data_source=asked.info.source,
         data_name=asked.info.name,
         data_fingerprint=asked.info.fingerprint,
         weights=asked.weights or "",

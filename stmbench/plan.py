@@ -28,7 +28,6 @@ class Request:
     overrides: tuple[str, ...]
     stages: tuple[str, ...]
     seed: int
-    data: str  # as it was given; `info` is what was found
     info: DataInfo
     device: str
     weights: str | None
@@ -41,7 +40,7 @@ class Request:
             recipe=self.recipe,
             stages=self.stages,
             seed=self.seed,
-            data=self.data,
+            data=self.info.source,
             device=self.device,
             weights=self.weights,
             folder=folder,
@@ -77,7 +76,6 @@ def request(
         overrides=tuple(overrides),
         stages=_stages(stage, protocol),
         seed=seed,
-        data=source,
         info=stmbench.data.find(source),
         device=find_device(device),
         weights=str(weights.resolve()) if weights else None,

@@ -1,6 +1,7 @@
 """The runner commits what appears, in order, and writes down how a run ended."""
 
 import dataclasses
+import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -40,7 +41,6 @@ def job(store: Store, tiny_data: Path, tiny_recipe: Recipe) -> Job:
         overrides=(),
         stages=("one", "two"),
         seed=3,
-        data=str(tiny_data),
         info=stmbench.data.find(str(tiny_data)),
         device="cpu",
         weights=None,
@@ -106,6 +106,27 @@ def test_a_consumer_that_stops_listening_interrupts_the_run(store: Store, stages
     next(events)
     events.close()
     assert store.run(job.folder.name).state == "interrupted"
+
+
+def test_a_run_says_that_it_is_alive(store: Store, stages, job: Job, monkeypatch: pytest.MonkeyPatch) -> None:
+    before = store.run(job.folder.name).heartbeat
+    beaten = threading.Event()
+    beat = store.beat
+
+    def beats(run_id: str) -> None:
+        beat(run_id)
+        beaten.set()
+
+    def waits(_: Job) -> Iterator[Event]:
+        assert beaten.wait(30)
+        assert store.run(job.folder.name).heartbeat > before
+        return iter([])
+
+    monkeypatch.setattr(runner, "HEARTBEAT_S", 0.01)
+    monkeypatch.setattr(store, "beat", beats)
+    stages |= {"one": waits, "two": lambda _: iter([])}
+    list(runner.execute(job, store))
+    assert store.run(job.folder.name).state == "done"
 
 
 def test_artifacts_are_stored_with_their_digest(store: Store, stages, job: Job) -> None:

@@ -63,6 +63,7 @@ def measure(job: Job, num_classes: int, batch: int) -> list[Measurement]:
         precision=network.precision(job.recipe, device),
         size=data.image_size,
         threads=torch.get_num_threads(),
+        torch=torch.__version__.partition("+")[0],
     )
     low, median, high = statistics.quantiles(seconds, n=4)
     found = [Measurement("profile", "peak_memory", peak_memory(device), "bytes", at)]

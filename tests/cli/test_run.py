@@ -163,6 +163,22 @@ def test_a_failed_run_is_kept_and_the_next_mixer_still_runs(
     assert invoke("resume", states["dwconv"].id)[0] == 2  # it is done now
 
 
+def test_a_terminated_run_is_interrupted_and_no_other_is_begun(
+    invoke: Invoke, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from stmbench.stages import train
+
+    monkeypatch.setattr(train, "_train_epoch", lambda *_: os.kill(os.getpid(), signal.SIGTERM))
+    before = signal.getsignal(signal.SIGTERM)
+    code, out, _ = invoke("run", "--mixer", "dwconv,swin", "--stage", "train")
+    assert code == 130
+    with open_store(str(tmp_path / "runs/stmbench.db"), create=False) as store:
+        (run,) = store.runs()
+        assert (run.mixer, run.state) == ("dwconv", "interrupted")
+    assert f"stmbench resume {run.id}" in out
+    assert signal.getsignal(signal.SIGTERM) is before
+
+
 def test_a_folder_that_cannot_be_written_is_one_line(invoke: Invoke, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     code, _, err = invoke("run", "--stage", "build", "--db", "file/stmbench.db")

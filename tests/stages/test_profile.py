@@ -11,8 +11,8 @@ from stmbench.stages import profile
 
 def test_each_number_says_what_it_was_measured_under(tiny_job: Job) -> None:
     found = {(e.name, e.condition): e for e in profile.run(tiny_job) if isinstance(e, Measurement)}
-    threads = torch.get_num_threads()
-    small, large = (f"batch={b},device=cpu,precision=fp32,size=28,threads={threads}" for b in (1, 4))
+    machine = f"size=28,threads={torch.get_num_threads()},torch={torch.__version__.partition('+')[0]}"
+    small, large = (f"batch={batch},device=cpu,precision=fp32,{machine}" for batch in (1, 4))
     assert found["latency", small].unit == "ms"
     assert found["throughput", large].unit == "images/s"
     assert ("latency", large) not in found
