@@ -58,7 +58,7 @@ def run(job: Job) -> Iterator[Event]:
         save(path, predictions, info.num_classes)
         yield Artifact("eval", "predictions", path, at)
         if skipped := int((~predictions.readable).sum()):
-            yield Note("eval", f"{skipped} of {len(predictions.labels)} images could not be read; left out.")
+            yield Note("eval", f"Images that could not be read and were left out: {skipped} of {len(predictions.labels)}.")
 
 
 def predict(

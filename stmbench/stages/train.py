@@ -49,7 +49,7 @@ def run(job: Job) -> Generator[Event, None, None]:
         yield Measurement("train", "seconds", time.perf_counter() - started, "s", step=epoch)
         state.save(epoch)
     if skipped := state.loader.dataset.skipped:
-        yield Note("train", f"{skipped} training images could not be read and were replaced.")
+        yield Note("train", f"Training images that could not be read and were replaced: {skipped}.")
         yield Measurement("train", "skipped", skipped, "images")
     for kind in state.networks():
         yield Artifact("train", "weights", network.weights_file(job, kind), condition(weights=kind))
