@@ -16,7 +16,7 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
-from stmbench import record
+from stmbench import leaderboard, record
 from stmbench.record import Event, Measurement, Note
 
 QUIET_S = 60  # without a terminal: a sign of life so often within an epoch
@@ -111,7 +111,7 @@ class Drawer:
 
 def _build(drawer: Drawer) -> str:
     parameters, macs = drawer.last("build", "parameters"), drawer.last("build", "macs")
-    return f"{parameters / 1e6:.2f} M parameters, {macs / 1e9:.3f} GMACs"
+    return f"{leaderboard.amount(parameters)} parameters, {leaderboard.macs(macs)} MACs"
 
 
 def _train(drawer: Drawer) -> str:

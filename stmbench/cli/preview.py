@@ -1,9 +1,10 @@
 """What `stmbench run --dry-run` shows: the resolved recipe, each network's size, the data, the plan."""
 
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
-from stmbench import plan
+from stmbench import leaderboard, plan
 
 
 def show(console: Console, asked: plan.Request) -> None:
@@ -15,14 +16,14 @@ def show(console: Console, asked: plan.Request) -> None:
             line = "  ".join(f"{key}={_plain(value)}" for key, value in values.items())
             console.print(f"  [cyan]\\[{section}][/] {line}", highlight=False)
     console.print(
-        f"[bold]Data[/]   {info.name} ({info.fingerprint}): {info.num_train:,} training and "
+        f"[bold]Data[/]   {escape(info.name)} ({info.fingerprint}): {info.num_train:,} training and "
         f"{info.num_val:,} validation images, {info.num_classes} classes",
         highlight=False,
     )
     table = Table("mixer", "scale", "parameters", "MACs", box=None, pad_edge=False)
     for mixer in asked.mixers:
         parameters, macs = plan.size(asked, mixer)
-        table.add_row(mixer, asked.scale, f"{parameters:,}", f"{macs / 1e9:.3f} G")
+        table.add_row(mixer, asked.scale, f"{parameters:,}", leaderboard.macs(macs))
     console.print("[bold]Models[/]")
     console.print(table)
     console.print(
@@ -33,4 +34,4 @@ def show(console: Console, asked: plan.Request) -> None:
 
 
 def _plain(value: object) -> str:
-    return "default" if value is None else str(list(value) if isinstance(value, tuple) else value)
+    return "default" if value is None else escape(str(list(value) if isinstance(value, tuple) else value))

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
+from rich.markup import escape
 
 from stmbench.cli import errors
 from stmbench.cli.options import DEFAULT, Database
@@ -122,7 +123,7 @@ def _follow(console: Console, store: "Store", job: "Job") -> None:
     protocol = job.recipe
     console.print(
         f"[bold]{job.folder.name}[/]  {job.mixer} {job.scale}, recipe {protocol.name} ({protocol.digest}), "
-        f"data {job.data}, {job.device}, seed {job.seed}",
+        f"data {escape(job.data)}, {job.device}, seed {job.seed}",
         highlight=False,
     )
     with Drawer(console) as drawer:

@@ -58,7 +58,10 @@ def run(job: Job) -> Iterator[Event]:
         save(path, predictions, info.num_classes)
         yield Artifact("eval", "predictions", path, at)
         if skipped := int((~predictions.readable).sum()):
-            yield Note("eval", f"Images that could not be read and were left out: {skipped} of {len(predictions.labels)}.")
+            yield Note(
+                "eval",
+                f"Images that could not be read and were left out: {skipped} of {len(predictions.labels)}.",
+            )
 
 
 def predict(

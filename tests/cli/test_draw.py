@@ -66,7 +66,7 @@ def test_what_each_stage_found() -> None:
         for stage in ("build", "eval", "profile"):
             drawer.stage_done(stage, 1.0)
     text = out.getvalue()
-    assert "4.39 M parameters, 0.860 GMACs" in text
+    assert "4.39 M parameters, 0.86 G MACs" in text
     assert "top-1 88.30 %, top-5 99.00 %" in text
     assert "EMA" not in text
     assert "latency 7.50 ms, 2,100 images/s" in text
