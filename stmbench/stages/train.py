@@ -116,11 +116,15 @@ class TrainState:
             "optimizer": self.optimizer.state_dict(),
             "scaler": self.scaler.state_dict(),
             "networks": {kind: model.state_dict() for kind, model in self.networks().items()},
+            "top1": self.top1,
         }
         self.job.folder.mkdir(parents=True, exist_ok=True)
         content = io.BytesIO()
         torch.save(state, content)
         write_whole(self.checkpoint, content.getbuffer())
+        self._save_weights()
+
+    def _save_weights(self) -> None:
         for kind, model in self.networks().items():
             save_weights(network.weights_file(self.job, kind), model.state_dict(), self._metadata(kind))
 
@@ -148,7 +152,8 @@ class TrainState:
             model.load_state_dict(state["networks"][kind])
         self.optimizer.load_state_dict(state["optimizer"])
         self.scaler.load_state_dict(state["scaler"])
-        self.epoch = state["epoch"]
+        self.top1, self.epoch = state["top1"], state["epoch"]
+        self._save_weights()  # the last process may have died between the checkpoint and these
 
 
 def _optimizer(model: nn.Module, job: Job) -> torch.optim.Optimizer:

@@ -70,6 +70,17 @@ def test_a_resumed_run_ends_with_the_same_weights_bit_for_bit(tiny_job: Job, tmp
             assert torch.equal(value, other[name]), name
 
 
+def test_weights_follow_a_checkpoint_that_they_were_not_written_after(tiny_job: Job) -> None:
+    job = changed(tiny_job, schedule={"epochs": 1})
+    list(train.run(job))
+    path = network.weights_file(job, "plain")
+    whole = load_file(path)
+    path.unlink()
+    list(train.run(job))
+    again = load_file(path)
+    assert all(torch.equal(value, again[name]) for name, value in whole.items())
+
+
 def test_divergence_fails_and_keeps_the_last_good_weights(tiny_job: Job) -> None:
     state_of = network.weights_file(tiny_job, "plain")
     job = changed(tiny_job, schedule={"epochs": 1})
