@@ -192,7 +192,7 @@ def known(kind: str, name: str, names: Iterable[str], aliases: Iterable[str] = (
     names = list(names)
     if name in names:
         return name
-    near = difflib.get_close_matches(name, [*names, *aliases], n=1)
+    near = difflib.get_close_matches(name.lower(), [*names, *aliases], n=1)
     hint = f"Did you mean '{near[0]}'?" if near else f"Known: {', '.join(names)}."
     raise ValueError(f"Unknown {kind} '{name}'. {hint}")
 

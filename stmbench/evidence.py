@@ -33,7 +33,7 @@ def gather(asked: Request, mixer: str) -> NewRun:
         data_name=asked.info.name,
         data_fingerprint=asked.info.fingerprint,
         weights=asked.weights or "",
-        weights_sha256=_sha256(asked.weights) if asked.weights else "",
+        weights_sha256=sha256(asked.weights) if asked.weights else "",
         device=torch.device(asked.device).type,
         hardware=hardware(asked.device),
         precision=precision(asked.recipe, asked.device),
@@ -72,7 +72,10 @@ def _cpu_model() -> str:
     return platform.processor() or platform.machine()
 
 
-def _sha256(path: str) -> str:
+def sha256(path: str) -> str:
+    """The SHA-256 of a file; ValueError where it is gone."""
+    if not Path(path).is_file():
+        raise ValueError(f"{path} is gone.")
     with Path(path).open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 

@@ -81,6 +81,8 @@ class Group:
 
 COLUMNS = tuple(field.name for field in dataclasses.fields(Row))
 _DESCENDING = {"throughput", "top1", "top1_low", "top1_high", "images", "seeds"}
+# What heads a column on screen, for `sort`
+_HEADER_COLUMNS = {"params": "parameters", "MACs": "macs", "images/s": "throughput", "top-1": "top1"}
 _SORTABLE = tuple(name for name in COLUMNS if name not in ("rank", "runs"))
 
 
@@ -103,7 +105,7 @@ def rank(
     Raises:
         ValueError: an unknown column or filter value; it names the nearest.
     """
-    catalog.known("column", sort, _SORTABLE)
+    sort = catalog.known("column", _HEADER_COLUMNS.get(sort, sort), _SORTABLE)
     runs = store.runs(state="done")
     wanted = _filters(runs, mixer, scale, recipe_name, data, device)
     runs = [run for run in runs if only is None or run.id in only]

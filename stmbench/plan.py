@@ -16,6 +16,7 @@ from stmbench.recipe import Recipe
 from stmbench.record import Job
 from stmbench.stages.build import parameters
 from stmbench.stages.network import make
+from stmbench.stages.train import make_optimizer
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -61,9 +62,9 @@ def request(
 ) -> Request:
     """Check and resolve what was asked; ValueError for whatever a user can get wrong."""
     protocol = recipe.load(recipe_name, overrides)
-    catalog.known("optimizer", protocol.optimizer.name, map(str, list_optimizers()))
+    _check_optimizer(protocol)
     scale = scale or protocol.model.scale
-    mixers = list(catalog.mixers()) if mixer == "all" else _names(mixer)
+    mixers = list(catalog.mixers()) if "all" in _names(mixer) else _names(mixer)
     for name in mixers:
         catalog.scale(name, scale)
     source = data or protocol.data.source
@@ -82,6 +83,14 @@ def request(
     )
     _check_weights(asked)
     return asked
+
+
+def _check_optimizer(protocol: Recipe) -> None:
+    name = catalog.known("optimizer", protocol.optimizer.name, map(str, list_optimizers()))
+    try:
+        make_optimizer(torch.nn.Linear(2, 2), protocol, "cpu")
+    except Exception as error:  # each optimizer refuses what it does not take in its own way
+        raise ValueError(f"optimizer '{name}' cannot be used with this recipe: {error}") from None
 
 
 def _check_weights(asked: Request) -> None:

@@ -8,6 +8,7 @@ followed the same protocol.
 import dataclasses
 import hashlib
 import json
+import math
 import tomllib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -179,6 +180,8 @@ def _apply(values: dict[str, Any], override: str) -> None:
     section, dot, option = key.strip().partition(".")
     if not equals or (not dot and section != "stages"):
         raise ValueError(f"--set takes section.key=value, not '{override}'.")
+    if "\n" in text:
+        raise ValueError(f"--set takes one value, not several lines: '{override}'.")
     try:
         value = tomllib.loads(f"value = {text}")["value"]
     except tomllib.TOMLDecodeError:
@@ -240,6 +243,14 @@ _AT_LEAST = {
     ("data", "image_size"): 1,
     ("data", "crop_pct"): 0.01,
     ("data", "workers"): 0,
+    ("augment", "color_jitter"): 0,
+    ("augment", "mixup"): 0,
+    ("augment", "cutmix"): 0,
+    ("optimizer", "lr"): 0,
+    ("optimizer", "weight_decay"): 0,
+    ("optimizer", "clip_grad"): 0,
+    ("schedule", "warmup_lr"): 0,
+    ("schedule", "min_lr"): 0,
     ("schedule", "epochs"): 1,
     ("schedule", "warmup_epochs"): 0,
     ("train", "batch_size"): 2,
@@ -250,35 +261,47 @@ _AT_LEAST = {
 }
 _SHARES = (
     ("data", "crop_pct"), ("augment", "hflip"), ("augment", "erase"), ("augment", "smoothing"),
-    ("train", "ema_decay"),
+    ("train", "ema_decay"), ("model", "drop_path"),
 )  # fmt: skip
 
 
 def _check(recipe: Recipe) -> None:
-    for (section, key), least in _AT_LEAST.items():
-        value = getattr(getattr(recipe, section), key)
-        if value < least:
-            raise ValueError(
-                f"recipe '{recipe.name}': {section}.{key} must be at least {least}, not {value}."
-            )
-    for section, key in _SHARES:
-        value = getattr(getattr(recipe, section), key)
-        if not 0 <= value <= 1:
-            raise ValueError(f"recipe '{recipe.name}': {section}.{key} must be from 0 to 1, not {value}.")
-    for key in ("scale", "ratio"):
-        low, high = getattr(recipe.augment, key)
+    """ValueError for values of the right type that no protocol can have."""
+    try:
+        _check_ranges(recipe)
+        _check_together(recipe)
+    except ValueError as error:
+        raise ValueError(f"recipe '{recipe.name}': {error}") from None
+
+
+def _check_ranges(recipe: Recipe) -> None:
+    for section, values in recipe.values().items():
+        for key, value in values.items() if isinstance(values, dict) else ():
+            numbers = value if isinstance(value, tuple) else (value,)
+            least = _AT_LEAST.get((section, key), -math.inf)
+            for number in numbers:
+                if isinstance(number, float) and not math.isfinite(number):
+                    raise ValueError(f"{section}.{key} must be finite, not {number}.")
+                if isinstance(number, int | float) and number < least:
+                    raise ValueError(f"{section}.{key} must be at least {least}, not {number}.")
+                if (section, key) in _SHARES and number is not None and not 0 <= number <= 1:
+                    raise ValueError(f"{section}.{key} must be from 0 to 1, not {number}.")
+
+
+def _check_together(recipe: Recipe) -> None:
+    train, data, augment = recipe.train, recipe.data, recipe.augment
+    if not recipe.stages:
+        raise ValueError(f"there are no stages; list some of {', '.join(stages())}.")
+    for key, (low, high) in {"scale": augment.scale, "ratio": augment.ratio}.items():
         if not 0 < low <= high:
-            raise ValueError(
-                f"recipe '{recipe.name}': augment.{key} must be [low, high], not [{low}, {high}]."
-            )
-    train, data = recipe.train, recipe.data
+            raise ValueError(f"augment.{key} must be [low, high], not [{low}, {high}].")
     if train.device_batch_size and train.batch_size % train.device_batch_size:
         raise ValueError(
-            f"recipe '{recipe.name}': train.batch_size {train.batch_size} is not a multiple of "
+            f"train.batch_size {train.batch_size} is not a multiple of "
             f"train.device_batch_size {train.device_batch_size}."
         )
-    for key in ("mean", "std"):
-        if len(getattr(data, key)) != data.channels:
-            raise ValueError(
-                f"recipe '{recipe.name}': data.{key} needs {data.channels} values, one per channel."
-            )
+    for key, values in {"mean": data.mean, "std": data.std}.items():
+        if len(values) != data.channels:
+            raise ValueError(f"data.{key} needs {data.channels} values, one per channel.")
+    if min(data.std) <= 0:
+        raise ValueError(f"data.std must be above 0, not {list(data.std)}.")

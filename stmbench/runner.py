@@ -11,8 +11,10 @@ from dataclasses import dataclass
 
 import stmbench.data
 from stmbench import catalog, evidence, recipe
+from stmbench.evidence import sha256
 from stmbench.plan import Request, find_device
 from stmbench.record import Artifact, Event, Job, Measurement
+from stmbench.stages.network import weights_file
 from stmbench.store import RunRecord, Store
 from stmbench.store.records import State
 
@@ -53,6 +55,7 @@ def reopen(name: str, store: Store) -> Job:
         folder=run.folder,
     )
     _check_data(run)
+    _check_files(run, job, store)
     store.reopen(run.id)
     return job
 
@@ -66,6 +69,14 @@ def _check_data(run: RunRecord) -> None:
         )
 
 
+def _check_files(run: RunRecord, job: Job, store: Store) -> None:
+    if job.weights and sha256(job.weights) != run.weights_sha256:
+        raise ValueError(f"{job.weights} is no longer the file that {run.id} started from: start a new run.")
+    trained = any(stage.name == "train" and stage.state == "done" for stage in store.stages(run.id))
+    if trained and not weights_file(job, "plain").is_file():
+        raise ValueError(f"The weights that {run.id} trained are gone from {job.folder}: start a new run.")
+
+
 def execute(job: Job, store: Store) -> Generator[Event | StageDone, None, None]:
     """Take the run through those of its stages that are not done yet.
 
@@ -73,6 +84,7 @@ def execute(job: Job, store: Store) -> Generator[Event | StageDone, None, None]:
     before it goes on upward.
     """
     run_id = job.folder.name
+    job.folder.mkdir(parents=True, exist_ok=True)
     done = {stage.name for stage in store.stages(run_id) if stage.state == "done"}
     with _ended(store, run_id), _heartbeat(store, run_id):
         for stage in job.stages:

@@ -69,13 +69,15 @@ def tiny_recipe_file(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def tiny_job(tiny_data: Path, tiny_recipe: Recipe, tmp_path: Path) -> Job:
+    folder = tmp_path / "run"
+    folder.mkdir()  # as the runner does
     return Job(
         mixer="dwconv",
         scale="micro",
         recipe=tiny_recipe,
         stages=("build", "train", "eval", "profile"),
         data=str(tiny_data),
-        folder=tmp_path / "run",
+        folder=folder,
     )
 
 

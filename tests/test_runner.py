@@ -131,7 +131,6 @@ def test_a_run_says_that_it_is_alive(store: Store, stages, job: Job, monkeypatch
 
 def test_artifacts_are_stored_with_their_digest(store: Store, stages, job: Job) -> None:
     def writes(job: Job) -> Iterator[Event]:
-        job.folder.mkdir(parents=True)
         (job.folder / "map.bin").write_bytes(b"abc")
         yield Artifact("one", "map", job.folder / "map.bin")
 

@@ -1,5 +1,6 @@
 """The command line. Every command parses, calls and draws; what it needs is imported when it runs."""
 
+import io
 import sys
 from typing import Annotated
 
@@ -42,6 +43,9 @@ def options(
 
 def main() -> None:
     """Run the command line: one clear line for an error, exit code 2 for the user's and 1 for ours."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # a terminal that is not Unicode shows "?" for what it lacks
+            stream.reconfigure(errors="replace")
     debug = "--debug" in sys.argv  # wherever it was typed
     arguments = [argument for argument in sys.argv[1:] if argument != "--debug"]
     try:

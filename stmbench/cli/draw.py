@@ -115,7 +115,8 @@ def _build(drawer: Drawer) -> str:
 
 
 def _train(drawer: Drawer) -> str:
-    return f"last loss {drawer.last('train', 'loss'):.3f}"
+    loss = drawer.last("train", "loss")
+    return f"last loss {loss:.3f}" if loss == loss else ""  # NaN: every epoch was trained before
 
 
 def _eval(drawer: Drawer) -> str:

@@ -67,7 +67,7 @@ def _database(db: str) -> tuple[bool, str, str]:
 
     try:
         count = len(open_store(db, create=False).runs())
-    except ValueError as error:
+    except (ValueError, OSError) as error:
         return False, "results", str(error)
     return True, "results", f"{count} run{'s' * (count != 1)} at {db}"
 

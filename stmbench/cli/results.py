@@ -130,7 +130,10 @@ def _table(*headers: str, right: Sequence[str] = (), wrap: Sequence[str] = ()) -
     table = Table(box=rule, padding=(0, 1 if rule else 2, 0, 0), pad_edge=False, show_edge=False)
     for header in headers:
         justify = "right" if header in right else "left"
-        table.add_column(header, justify=justify, no_wrap=header not in wrap, header_style="bold")
+        least = 7 if header in wrap else None  # or they would give way down to nothing
+        table.add_column(
+            header, justify=justify, no_wrap=header not in wrap, min_width=least, header_style="bold"
+        )
     return table
 
 

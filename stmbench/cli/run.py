@@ -32,7 +32,9 @@ def run(
         str | None, typer.Option(help="micro, tiny, small, base. [default: the recipe's]")
     ] = None,
     recipe: Annotated[str, typer.Option(help="A recipe's name or TOML file.")] = "quick",
-    seed: Annotated[int, typer.Option(help="Seed of weights, order and augmentation.", min=0)] = 0,
+    seed: Annotated[
+        int, typer.Option(help="Seed of weights, order and augmentation.", min=0, max=2**32 - 1)
+    ] = 0,
     data: Annotated[
         str | None, typer.Option(help="Data set: a name or path. [default: the recipe's]")
     ] = None,

@@ -107,6 +107,8 @@ def _find_classes(root: Path, train_path: Path, val_path: Path) -> DataInfo:
         raise ValueError(
             f"{val_path} has classes that {train_path} lacks: {_few(lacking)}. Both need the same classes."
         )
+    if len(classes) < 2:
+        raise ValueError(f"{train_path} has one class only, {next(iter(classes))}: nothing to tell apart.")
     if val_classes != classes:
         val, _ = _open(val_path, classes)  # number its classes as in training
     names = tuple(sorted(classes, key=classes.__getitem__))
@@ -135,6 +137,12 @@ def _open(path: Path, classes: dict[str, int] | None = None) -> tuple[Any, dict[
         raise ValueError(f"No images can be read from {path}: {error or 'none found'}.") from None
     if "" in found or "." in found:
         raise ValueError(f"{path} has images outside any class folder; sort them into {path.name}/CLASS/.")
+    if isinstance(reader, ReaderImageFolder):  # timm would take the innermost folder for the class
+        nested = next((file for file, _ in reader.samples if Path(file).parent.parent != path), None)
+        if nested:
+            raise ValueError(
+                f"{nested} is not directly in a class folder; {path.name}/CLASS/ holds its images."
+            )
     return reader, found
 
 

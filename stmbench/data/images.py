@@ -10,6 +10,7 @@ import zlib
 from collections.abc import Callable, Generator
 from typing import Any
 
+import numpy as np
 import torch
 from PIL import Image
 from timm.data.dataset import IterableImageDataset
@@ -126,7 +127,17 @@ class Stream(IterableImageDataset):
 
 
 def as_mode(image: Image.Image, mode: str) -> Image.Image:
-    """`image` as "RGB" or "L"; whatever is transparent shows white."""
+    """`image` as "RGB" or "L"; whatever is transparent shows white, and of 16 bits the upper 8 count.
+
+    Raises:
+        ValueError: its numbers are floating-point, whose black and white are not known.
+    """
+    if image.mode == "F":
+        raise ValueError("a floating-point image, which has no known black and white")
+    if image.mode.startswith("I"):  # Pillow's own conversion would cut 16 bits off at 255
+        values = np.asarray(image)
+        wide = image.mode != "I" or values.max() > 255  # "I" is what older Pillows open 16-bit files as
+        image = Image.fromarray((values >> 8 * wide).clip(0, 255).astype(np.uint8))
     if image.mode == mode and "transparency" not in image.info:
         image.load()
         return image

@@ -62,8 +62,23 @@ _POINTWISE = re.compile(r"\.mixer\.(kv|proj_in|proj_out)\.weight$")  # 1x1 convo
 _LAYER_SCALE = re.compile(r"\.gamma[12]$")  # of many shapes there, one-dimensional here
 
 
-def read_weights(path: str | Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+def kinds_of(path: str | Path) -> tuple[str, ...]:
+    """Which weights a checkpoint file holds: `plain`, `ema`, or both.
+
+    Raises:
+        ValueError: the file cannot be read (see `read_weights`).
+    """
+    _, metadata = read_weights(path)
+    if Path(path).suffix == ".safetensors":
+        return (metadata.get("weights", "plain"),)
+    return ("plain", "ema") if "ema" in metadata else ("plain",)
+
+
+def read_weights(path: str | Path, *, ema: bool = False) -> tuple[dict[str, Tensor], dict[str, str]]:
     """The tensors of a checkpoint file under the names they have there, and its metadata.
+
+    Of a pickle that holds plain and averaged weights the plain ones, or with `ema` the averaged ones; its
+    metadata has a key "ema" then.
 
     Raises:
         ValueError: no such file, a damaged one, one without weights, or one that contains code.
@@ -75,12 +90,15 @@ def read_weights(path: str | Path) -> tuple[dict[str, Tensor], dict[str, str]]:
         return _read_safetensors(path)
     content = _read_pickle(path)
     content = content if isinstance(content, dict) else {}
-    state = content.get("model", content.get("state_dict", content))
+    averaged = content.get("model_ema") or content.get("state_dict_ema")
+    state = averaged if ema and averaged else content.get("model", content.get("state_dict", content))
     if not (isinstance(state, dict) and state and all(isinstance(value, Tensor) for value in state.values())):
         raise ValueError(
             f"{path} holds no weights, neither as a state dict nor under 'model' or 'state_dict'."
         )
     metadata = {"epoch": str(content["epoch"])} if isinstance(content.get("epoch"), int) else {}
+    if averaged:
+        metadata["ema"] = "also"
     return clean_state_dict(state), metadata
 
 
@@ -137,8 +155,10 @@ def adapt_on_load(model: nn.Module, state: dict[str, Tensor], prefix: str, *_: A
     state.update({prefix + key: value for key, value in adapt(own, model).items()})
 
 
-def load_weights(model: Backbone, path: str | Path) -> dict[str, str]:
+def load_weights(model: Backbone, path: str | Path, *, ema: bool = False) -> dict[str, str]:
     """Load a checkpoint, ours or a published one, into a model; return its metadata.
+
+    Of a file that holds both, the plain weights, or with `ema` the averaged ones.
 
     Every key must fit, but for what has to differ: position maps are resized to another image size, the
     first convolution is adapted to another number of channels as timm does, and a classifier of another
@@ -147,7 +167,7 @@ def load_weights(model: Backbone, path: str | Path) -> dict[str, str]:
     Raises:
         ValueError: the file cannot be read (see `read_weights`), or holds another network.
     """
-    state, metadata = read_weights(path)
+    state, metadata = read_weights(path, ema=ema)
     state = adapt(state, model)
     _adapt_first_conv(state, model, path)
     _adapt_classifier(state, model)

@@ -11,7 +11,7 @@ import stmbench.data
 from stmbench.data import DataInfo
 from stmbench.nn import create_model
 from stmbench.nn.backbone import Backbone
-from stmbench.nn.weights import load_weights
+from stmbench.nn.weights import kinds_of, load_weights
 from stmbench.recipe import Recipe
 from stmbench.record import Job
 
@@ -44,13 +44,16 @@ def weights_file(job: Job, kind: str) -> Path:
 
 
 def trained(job: Job, info: DataInfo) -> Iterator[tuple[str, Backbone]]:
-    """The networks an evaluation looks at: the run's plain and EMA weights, else the given weights."""
-    kinds = [kind for kind in ("plain", "ema") if weights_file(job, kind).is_file()]
-    assert kinds or job.weights, "a plan has weights to evaluate"
+    """The networks an evaluation looks at: the run's own plain and EMA weights, else those it was given."""
     model = make(job, info.num_classes)
-    for kind in kinds or ["plain"]:
-        if kinds:
-            load_weights(model, weights_file(job, kind))
+    if "train" in job.stages:
+        files = {kind: str(weights_file(job, kind)) for kind in ("plain", "ema")}
+        files = {kind: file for kind, file in files.items() if Path(file).is_file()}
+    else:
+        assert job.weights, "a plan has weights to evaluate"
+        files = dict.fromkeys(kinds_of(job.weights), job.weights)
+    for kind, file in files.items():
+        load_weights(model, file, ema=kind == "ema")
         yield kind, model
 
 

@@ -23,6 +23,7 @@ from torch import Tensor, nn
 import stmbench.data
 from stmbench.data import DataInfo
 from stmbench.nn.weights import classes_of, save_weights, write_whole
+from stmbench.recipe import Recipe
 from stmbench.record import Artifact, Event, Job, Measurement, Note, Progress, condition
 from stmbench.stages import evaluate, network
 
@@ -76,7 +77,7 @@ class TrainState:
         self.model = network.make(job, info.num_classes)
         self.ema = ModelEmaV3(self.model, recipe.train.ema_decay) if recipe.train.ema_decay else None
         self.forward = torch.compile(self.model) if recipe.train.compile else self.model
-        self.optimizer = _optimizer(self.model, job)
+        self.optimizer = make_optimizer(self.model, recipe, job.device)
         scheduler, _ = create_scheduler_v2(
             self.optimizer,
             recipe.schedule.name,
@@ -118,7 +119,6 @@ class TrainState:
             "networks": {kind: model.state_dict() for kind, model in self.networks().items()},
             "top1": self.top1,
         }
-        self.job.folder.mkdir(parents=True, exist_ok=True)
         content = io.BytesIO()
         torch.save(state, content)
         write_whole(self.checkpoint, content.getbuffer())
@@ -156,11 +156,12 @@ class TrainState:
         self._save_weights()  # the last process may have died between the checkpoint and these
 
 
-def _optimizer(model: nn.Module, job: Job) -> torch.optim.Optimizer:
-    recipe = job.recipe.optimizer
+def make_optimizer(model: nn.Module, protocol: Recipe, device: str) -> torch.optim.Optimizer:
+    """The recipe's optimizer over the model's parameters, without weight decay where the model wants none."""
+    recipe = protocol.optimizer
     known = inspect.signature(get_optimizer_class(recipe.name, bind_defaults=False)).parameters
     options: dict[str, Any] = {"betas": recipe.betas} if "betas" in known else {}
-    if "fused" in known and not job.device.startswith("mps"):
+    if "fused" in known and not device.startswith("mps"):
         options["fused"] = True  # one kernel per step: on a CPU 5 times as fast as the default loop
     return create_optimizer_v2(model, recipe.name, lr=recipe.lr, weight_decay=recipe.weight_decay, **options)
 
@@ -171,6 +172,7 @@ def _train_epoch(state: TrainState, epoch: int) -> Iterator[Event]:
     meter = _Meter(state.job.device)
     steps = state.updates * state.accumulate
     numbers: Mapping[str, float] = {}
+    lr = math.nan
     text = f"train {epoch}/{state.job.recipe.schedule.epochs}"
     with network.memory_advice("train.device_batch_size", state.micro_batch):
         for step, (images, labels) in enumerate(state.loader, 1):
@@ -179,13 +181,13 @@ def _train_epoch(state: TrainState, epoch: int) -> Iterator[Event]:
             loss, logits = _forward(state, images, labels)
             state.scaler.scale(loss / state.accumulate).backward()
             if step % state.accumulate == 0:
+                lr = max(group["lr"] for group in state.optimizer.param_groups)
                 _update(state, (epoch - 1) * state.updates + step // state.accumulate)
             meter.add(loss, logits, labels, counts_hits=state.mixup is None)
             if step % max(1, steps // REPORTS) == 0 or step == steps:
                 numbers = meter.read(epoch)
                 yield Progress("train", text, step, steps, numbers)
     state.loader.dataset.check_skipped()
-    lr = max(group["lr"] for group in state.optimizer.param_groups)
     for name, value, unit in (
         ("loss", numbers["loss"], ""),
         ("lr", lr, ""),

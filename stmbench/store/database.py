@@ -20,6 +20,8 @@ BUSY_TIMEOUT_S = 30
 
 def parse_url(text: str) -> URL:
     """The URL that `text` is, or that of the SQLite file at this path."""
+    if not text:
+        raise ValueError("--db is empty: give it a file or a database URL.")
     if "://" not in text:
         return URL.create("sqlite", database=str(Path(text).expanduser()))
     try:
@@ -38,6 +40,8 @@ def sqlite_file(url: URL) -> Path | None:
         return None
     if not url.database or url.database == ":memory:":
         raise ValueError("Results need a database that lasts: give SQLite a file.")
+    if Path(url.database).is_dir():
+        raise ValueError(f"{url.database} is a folder: give --db a file in it.")
     return Path(url.database)
 
 

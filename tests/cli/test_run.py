@@ -86,6 +86,13 @@ MISTAKES = [
     (["--set", "optimizer.lr=fast"], "optimizer.lr must be a number, not 'fast'."),
     (["--set", "optimizer.name=adamx"], "Unknown optimizer 'adamx'."),
     (["--set", "schedule.name=cosin"], "schedule.name must be one of 'cosine', 'tanh', 'poly', not 'cosin'."),
+    (["--set", "optimizer.lr=-1"], "optimizer.lr must be at least 0, not -1.0."),
+    (["--set", "optimizer.lr=nan"], "optimizer.lr must be finite"),
+    (["--set", "optimizer.name=adan"], "optimizer 'adan' cannot be used with this recipe"),
+    (["--set", "model.drop_path=2"], "model.drop_path must be from 0 to 1, not 2.0."),
+    (["--set", "data.std=[0]"], "data.std must be above 0"),
+    (["--set", "stages=[]"], "there are no stages"),
+    (["--db", "."], "is a folder: give --db a file in it."),
     (["--set", "lr"], "--set takes section.key=value, not 'lr'."),
     (["--device", "gpu"], "Unknown device 'gpu'."),
     (["--data", "nowhere/at/all"], "No data at nowhere/at/all."),
@@ -120,6 +127,37 @@ def test_weights_of_another_network_are_refused_before_a_run_is_made(invoke: Inv
     assert code == 2
     assert "holds another network" in err
     assert not (tmp_path / "runs").exists()
+
+
+def test_given_weights_are_evaluated_plain_and_averaged(invoke: Invoke, tmp_path: Path) -> None:
+    states = [
+        create_model("dwconv", "micro", num_classes=4, in_channels=1, image_size=28).state_dict()
+        for _ in "ab"
+    ]
+    torch.save({"model": states[0], "model_ema": states[1]}, tmp_path / "both.pth")
+    code, _, err = invoke("run", "--mixer", "dwconv", "--stage", "eval", "--weights", "both.pth")
+    assert (code, err) == (0, "")
+    with open_store(str(tmp_path / "runs/stmbench.db"), create=False) as store:
+        (run,) = store.runs()
+        found = [m.condition for m in store.measurements(run.id) if m.name == "top1"]
+        assert sorted(found) == ["weights=ema", "weights=plain"]
+        assert len(store.artifacts(run.id)) == 2
+
+
+def test_resume_refuses_what_is_no_longer_there(invoke: Invoke, tmp_path: Path) -> None:
+    model = create_model("dwconv", "micro", num_classes=4, in_channels=1, image_size=28)
+    save_weights(tmp_path / "given.safetensors", model.state_dict(), {})
+    code, *_ = invoke("run", "--mixer", "dwconv", "--stage", "train,eval", "--weights", "given.safetensors")
+    assert code == 0
+    with open_store(str(tmp_path / "runs/stmbench.db")) as store:
+        (run,) = store.runs()
+        store.end_run(run.id, "interrupted")
+    (run.folder / "plain.safetensors").unlink()
+    code, _, err = invoke("resume", run.id)
+    assert (code, "trained are gone" in err) == (2, True)
+    save_weights(tmp_path / "given.safetensors", model.state_dict(), {"another": "file"})
+    code, _, err = invoke("resume", run.id)
+    assert (code, "no longer the file" in err) == (2, True)
 
 
 def test_weights_of_other_classes_are_trained_before_they_are_evaluated(

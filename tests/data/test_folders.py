@@ -177,3 +177,19 @@ def test_a_tar_reader_opens_its_own_file_in_another_process(
     assert reader.tar_state.tf is not parent
     for tar in (parent, reader.tar_state.tf):
         tar.close()
+
+
+def test_folders_within_class_folders_are_refused(folder: Path) -> None:
+    image = next((folder / "train" / "bee").iterdir())
+    (image.parent / "more").mkdir()
+    image.rename(image.parent / "more" / image.name)
+    with pytest.raises(ValueError, match="is not directly in a class folder"):
+        data.find(str(folder))
+
+
+def test_one_class_is_nothing_to_tell_apart(folder: Path) -> None:
+    for name in CLASSES[1:]:
+        for split in ("train", "val"):
+            shutil.rmtree(folder / split / name)
+    with pytest.raises(ValueError, match="one class only"):
+        data.find(str(folder))

@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
@@ -44,6 +45,15 @@ def test_opaque_images_keep_their_colours() -> None:
     assert as_mode(Image.new("1", (2, 1), 1), "L").getpixel((0, 0)) == 255
     half = Image.new("RGBA", (2, 1), (0, 0, 0, 128))
     assert as_mode(half, "L").getpixel((0, 0)) == 127
+
+
+def test_of_16_bits_the_upper_8_count(tmp_path: Path) -> None:
+    ramp = np.arange(256, dtype=np.uint16).reshape(16, 16) * 257
+    Image.fromarray(ramp).save(tmp_path / "ramp.png")
+    with Image.open(tmp_path / "ramp.png") as image:
+        assert np.array_equal(np.asarray(as_mode(image, "L")).ravel(), np.arange(256))
+    with pytest.raises(ValueError, match="no known black and white"):
+        as_mode(Image.new("F", (2, 2)), "L")
 
 
 def test_channels_choose_the_mode(folder: Path) -> None:

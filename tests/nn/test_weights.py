@@ -11,7 +11,7 @@ import pytest
 import torch
 
 import stmbench
-from stmbench.nn.weights import load_weights, read_weights, save_weights
+from stmbench.nn.weights import kinds_of, load_weights, read_weights, save_weights
 
 
 @pytest.fixture(scope="module")
@@ -54,9 +54,20 @@ def test_a_failed_write_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest.
 
 def test_published_plain_weights_are_taken_with_their_epoch(published: Path) -> None:
     model = stmbench.create_model("sra", "micro")
-    assert load_weights(model, published) == {"epoch": "299"}
+    assert load_weights(model, published)["epoch"] == "299"
     want = published_weights.fill("head.bias", [1000], "float32")
     assert torch.equal(model.head.fc.bias, torch.from_numpy(want))
+
+
+def test_averaged_weights_beside_plain_ones_are_found_and_told_apart(published: Path, tmp_path: Path) -> None:
+    assert kinds_of(published) == ("plain", "ema")
+    model = stmbench.create_model("sra", "micro")
+    load_weights(model, published, ema=True)
+    want = published_weights.fill("head.bias", [1000], "float32", seed=1)
+    assert torch.equal(model.head.fc.bias, torch.from_numpy(want))
+    for kind in ("plain", "ema"):
+        save_weights(tmp_path / "ours.safetensors", model.state_dict(), {"weights": kind})
+        assert kinds_of(tmp_path / "ours.safetensors") == (kind,)
 
 
 def test_another_class_count_keeps_the_models_own_classifier(published: Path) -> None:

@@ -53,8 +53,10 @@ def test_a_resumed_run_ends_with_the_same_weights_bit_for_bit(tiny_job: Job, tmp
         model={"drop_path": 0.2},
         train={"ema_decay": 0.9},
     )
+    straight.folder.mkdir()
     list(train.run(straight))
     broken = dataclasses.replace(straight, folder=tmp_path / "broken")
+    broken.folder.mkdir()
     events = train.run(broken)
     for event in events:
         if isinstance(event, Progress) and event.text == "train 2/2":
@@ -110,6 +112,7 @@ def test_accumulation_makes_as_many_updates_of_as_many_images(tiny_job: Job) -> 
     state = train.TrainState(parts, network.find_data(parts))
     assert (state.accumulate, state.updates) == (4, 3)
     rates = []
+    (parts.folder / "parts").mkdir()
     for job in (whole, dataclasses.replace(parts, folder=parts.folder / "parts")):
         rates.append(curve(list(train.run(job)), "lr"))
     assert rates[0] == rates[1]
@@ -174,7 +177,6 @@ def test_layer_norms_biases_and_position_tables_take_no_weight_decay(
 
 
 def test_a_checkpoint_that_cannot_be_read_is_named(tiny_job: Job) -> None:
-    tiny_job.folder.mkdir(parents=True)
     (tiny_job.folder / "checkpoint.pt").write_bytes(b"half of a checkpoi")
     with pytest.raises(RuntimeError, match=r"checkpoint\.pt cannot be read"):
         list(train.run(tiny_job))

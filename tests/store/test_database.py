@@ -128,8 +128,10 @@ def test_a_folder_that_cannot_be_made_is_a_clear_error(tmp_path: Path) -> None:
 
 
 def test_a_folder_in_place_of_the_file_is_a_clear_error(tmp_path: Path) -> None:
-    with pytest.raises(OSError, match="cannot be used: unable to open database file"):
+    with pytest.raises(ValueError, match="is a folder: give --db a file in it"):
         open_store(str(tmp_path))
+    with pytest.raises(ValueError, match="--db is empty"):
+        open_store("")
 
 
 def test_a_full_disk_is_a_clear_error(tmp_path: Path, new_run: NewRun) -> None:
