@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich import box
-from rich.console import Console, Group
+from rich.console import Console, ConsoleOptions, RenderResult
 from rich.markup import escape
+from rich.measure import Measurement as Width
 from rich.table import Table
 
 from stmbench.cli.options import DEFAULT, Database
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
     from stmbench.store import RunRecord, Store
 
 _UNLIMITED = 10_000  # characters in a line
+_GIVE_WAY = ("params", "MACs", "images/s", "latency", "seeds")  # columns, in a narrow terminal
 _STATE_STYLES = {"done": "green", "running": "cyan", "failed": "red", "interrupted": "yellow"}
 
 
@@ -69,7 +71,7 @@ def leaderboard(
     if format_ is not Format.TABLE:
         typer.echo(board.EXPORTS[format_](groups))
     elif groups:
-        _print(*map(_board, groups))
+        _print(*map(_Board, groups))
     else:
         _print("No finished runs match. `stmbench runs` lists every run.")
 
@@ -110,10 +112,10 @@ def summary(console: Console, store: "Store", run_ids: Sequence[str]) -> None:
     from stmbench import leaderboard as board
 
     for group in board.rank(store, only=run_ids):
-        _print(_board(group), console=console)
+        _print(_Board(group), console=console)
 
 
-def _print(*parts: Table | Group | str | None, console: Console | None = None) -> None:
+def _print(*parts: "Table | _Board | str | None", console: Console | None = None) -> None:
     """Print the parts with a line between; fold nothing where no terminal sets the width."""
     console = console or Console()
     if not console.is_terminal:
@@ -137,17 +139,40 @@ def _table(*headers: str, right: Sequence[str] = (), wrap: Sequence[str] = ()) -
     return table
 
 
-def _board(group: "board.Group") -> Group:
-    from stmbench import leaderboard as board
+class _Board:
+    """A group of the leaderboard; in a narrow terminal the costs give way before the ranking does."""
 
-    right = [name for name in board.HEADERS if name not in ("mixer", "scale")]
-    table = _table(*board.HEADERS, right=right, wrap=("mixer", "top-1 %"))
-    for row in group.rows:
-        table.add_row(*map(escape, board.cells(row)), style="bold" if row.rank == 1 else None)
-    note = board.conditions(group)
-    return Group(
-        f"[bold]{escape(board.caption(group))}[/]", table, *([f"[dim]{escape(note)}[/]"] if note else [])
-    )
+    def __init__(self, group: "board.Group") -> None:
+        self.group = group
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        from stmbench import leaderboard as board
+
+        hidden: list[str] = []
+        table, unbounded = self._table(hidden), options.update(max_width=_UNLIMITED)
+        for name in _GIVE_WAY:
+            if Width.get(console, unbounded, table).minimum <= options.max_width:
+                break
+            hidden.append(name)
+            table = self._table(hidden)
+        yield f"[bold]{escape(board.caption(self.group))}[/]"
+        yield table
+        if hidden:
+            yield f"[dim]no room for {', '.join(hidden)}; --format csv has every column[/]"
+        if note := board.conditions(self.group):
+            yield f"[dim]{escape(note)}[/]"
+
+    def _table(self, hidden: Sequence[str]) -> Table:
+        from stmbench import leaderboard as board
+
+        shown = [i for i, name in enumerate(board.HEADERS) if name not in hidden]
+        headers = [board.HEADERS[i] for i in shown]
+        right = [name for name in headers if name not in ("mixer", "scale")]
+        table = _table(*headers, right=right, wrap=("mixer", "top-1 %"))
+        for row in self.group.rows:
+            cells = board.cells(row)
+            table.add_row(*(escape(cells[i]) for i in shown), style="bold" if row.rank == 1 else None)
+        return table
 
 
 def _runs(found: "Sequence[RunRecord]") -> Table:

@@ -36,7 +36,10 @@ def create_model(
         ValueError: no such mixer or scale, a size that cannot be, or weights that do not fit.
     """
     row, size = catalog.mixer(mixer), catalog.scale(mixer, scale)
-    height, width = (image_size, image_size) if isinstance(image_size, int) else image_size
+    sizes = (image_size, image_size) if isinstance(image_size, int) else image_size
+    if not (isinstance(sizes, tuple | list) and len(sizes) == 2 and all(isinstance(n, int) for n in sizes)):
+        raise ValueError(f"image_size is a number of pixels or (height, width), not {image_size!r}.")
+    height, width = sizes
     if min(height, width, in_channels) < 1 or num_classes < 0:
         raise ValueError("image_size and in_channels must be at least 1, num_classes at least 0.")
     mixer_class = catalog.resolve(row.target)

@@ -92,6 +92,14 @@ def test_a_table_fits_80_columns(store: Store, monkeypatch: pytest.MonkeyPatch) 
     assert max(map(len, text.splitlines())) <= 80
 
 
+def test_a_narrow_terminal_keeps_the_ranking(store: Store) -> None:
+    console = Console(width=50, force_terminal=True, color_system=None, record=True)
+    results.summary(console, store, [run.id for run in store.runs()])
+    text = console.export_text()
+    assert max(map(len, text.splitlines())) <= 50
+    assert all(name in text for name in ("mixer", "top-1 %", "halo", "88.7", "no room for params"))
+
+
 @pytest.mark.parametrize("form", ["markdown", "csv", "json", "latex"])
 def test_every_format_is_printed(read, form: str) -> None:
     text = read("leaderboard", "--format", form, "--mixer", "halo", "--limit", "1", "--sort", "latency")
