@@ -3,7 +3,7 @@
 Ours are safetensors whose header carries what the weights are. The published networks of Hu et al. 2022
 (arXiv:2211.05781) come as pickles ``{"model": state_dict, ...}``; of those, and of any other pickle, only
 tensors, plain containers and an `argparse.Namespace` are read. A pickle that wants anything else is refused.
-Of a file that holds plain and averaged weights, the plain ones (``model``) are taken.
+Of a file that holds plain and averaged weights, the plain ones (``model``) are taken unless asked.
 """
 
 import argparse

@@ -14,6 +14,7 @@ from collections.abc import Iterator
 import torch
 from torch import nn
 
+import stmbench.data
 from stmbench.nn.backbone import Backbone
 from stmbench.record import Event, Job, Measurement, condition
 from stmbench.stages import network
@@ -25,7 +26,7 @@ with warnings.catch_warnings():  # fvcore scripts functions on import, which new
 
 def run(job: Job) -> Iterator[Event]:
     """Yield `parameters`, `macs`, `activations` (one image), and ``NAME.PART`` for each part."""
-    info = network.find_data(job)
+    info = stmbench.data.find(job.data)
     model = network.make(job, info.num_classes, device="cpu").eval()
     size, channels = job.recipe.data.image_size, job.recipe.data.channels
     at = condition(height=size, width=size)

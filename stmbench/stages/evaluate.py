@@ -47,7 +47,7 @@ class Predictions:
 
 def run(job: Job) -> Iterator[Event]:
     """Yield the numbers of each set of weights the run has, and its predictions as an artifact."""
-    info = network.find_data(job)
+    info = stmbench.data.find(job.data)
     loader = stmbench.data.eval_loader(info, job.recipe, device=job.device)
     for kind, model in network.trained(job, info):
         predictions = yield from predict(job, model, loader, f"eval {kind}")

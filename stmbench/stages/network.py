@@ -7,7 +7,6 @@ from typing import Any
 
 import torch
 
-import stmbench.data
 from stmbench.data import DataInfo
 from stmbench.nn import create_model
 from stmbench.nn.backbone import Backbone
@@ -94,10 +93,3 @@ def memory_advice(setting: str, batch_size: int) -> Iterator[None]:
             raise
         advice = f"try --set {setting}={batch_size // 2}" if batch_size > 1 else "no smaller batch exists"
         raise OutOfMemoryError(f"Out of memory with {batch_size} images at once; {advice}.") from error
-
-
-def find_data(job: Job) -> DataInfo:
-    """The job's data set; ValueError where the recipe names none and none was given."""
-    if not job.data:
-        raise ValueError(f"Recipe '{job.recipe.name}' needs data: give --data PATH.")
-    return stmbench.data.find(job.data)

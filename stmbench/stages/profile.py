@@ -18,6 +18,7 @@ from pathlib import Path
 import psutil
 import torch
 
+import stmbench.data
 from stmbench.record import Event, Job, Measurement, Progress, condition
 from stmbench.stages import network
 
@@ -28,7 +29,7 @@ _SPAWN = multiprocessing.get_context("spawn")
 
 def run(job: Job) -> Iterator[Event]:
     """Yield `latency` (ms), `throughput` (images/s) and `peak_memory` (bytes) of the job's network."""
-    num_classes = network.find_data(job).num_classes
+    num_classes = stmbench.data.find(job.data).num_classes
     batches = sorted({1, job.recipe.profile.batch_size})
     for done, batch in enumerate(batches):
         yield Progress("profile", f"profile batch {batch}", done, len(batches))

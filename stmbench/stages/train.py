@@ -36,7 +36,7 @@ class DivergedError(RuntimeError):
 
 def run(job: Job) -> Generator[Event, None, None]:
     """Train from the last checkpoint in the job's folder, or from the start; yield curves per epoch."""
-    info = network.find_data(job)
+    info = stmbench.data.find(job.data)
     state = TrainState(job, info)
     epochs = job.recipe.schedule.epochs
     if state.epoch:

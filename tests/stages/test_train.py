@@ -7,6 +7,7 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file
 
+import stmbench.data
 from stmbench.recipe import Recipe, from_values
 from stmbench.record import Artifact, Job, Measurement, Progress
 from stmbench.stages import network, train
@@ -109,7 +110,7 @@ def test_out_of_memory_names_the_batch_size_to_try(tiny_job: Job, monkeypatch: p
 
 def test_accumulation_makes_as_many_updates_of_as_many_images(tiny_job: Job) -> None:
     whole, parts = tiny_job, changed(tiny_job, train={"device_batch_size": 4})
-    state = train.TrainState(parts, network.find_data(parts))
+    state = train.TrainState(parts, stmbench.data.find(parts.data))
     assert (state.accumulate, state.updates) == (4, 3)
     rates = []
     (parts.folder / "parts").mkdir()
@@ -146,7 +147,7 @@ def test_the_schedule_warms_up_and_ends_at_its_floor(tiny_job: Job) -> None:
         schedule={"epochs": 4, "warmup_epochs": 1, "warmup_lr": 1e-5, "min_lr": 1e-6},
         optimizer={"lr": 1e-3},
     )
-    state = train.TrainState(job, network.find_data(job))
+    state = train.TrainState(job, stmbench.data.find(job.data))
     rates = [state.optimizer.param_groups[0]["lr"]]
     for count in range(1, 4 * state.updates + 1):
         state.scheduler.step_update(count)
@@ -167,7 +168,7 @@ def test_layer_norms_biases_and_position_tables_take_no_weight_decay(
     tiny_job: Job, tiny_recipe: Recipe
 ) -> None:
     job = dataclasses.replace(tiny_job, mixer="swin")
-    state = train.TrainState(job, network.find_data(job))
+    state = train.TrainState(job, stmbench.data.find(job.data))
     names = {parameter: name for name, parameter in state.model.named_parameters()}
     free = {names[p] for g in state.optimizer.param_groups if g["weight_decay"] == 0 for p in g["params"]}
     assert "levels.0.blocks.0.gamma1" in free
