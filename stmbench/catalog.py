@@ -16,6 +16,8 @@ from dataclasses import dataclass, field
 from importlib.metadata import entry_points
 from typing import Any
 
+TIMM = "timm:"  # what the name of one of timm's own models begins with, in place of a mixer's
+
 Quad = tuple[int, int, int, int]
 
 
@@ -53,12 +55,12 @@ class Mixer:
     level_options: Mapping[str, tuple[Any, Any, Any, Any]] = field(default_factory=dict)
     block_options: Mapping[str, tuple[Any, ...]] = field(default_factory=dict)
 
-    def options(self, scale: str, level: int, block: int) -> dict[str, Any]:
-        """The keyword arguments (beside `dim`) of the mixer in one block of one level."""
+    def options(self, width: int, level: int, block: int) -> dict[str, Any]:
+        """The keyword arguments (beside `dim`) of the mixer in one block of one level of `width` channels."""
         options = {key: values[level] for key, values in self.level_options.items()}
         options |= {key: values[block % len(values)] for key, values in self.block_options.items()}
         if self.head_width is not None:
-            options["num_heads"] = self.scales[scale].widths[level] // self.head_width
+            options["num_heads"] = width // self.head_width
         return options
 
 
@@ -72,6 +74,12 @@ _ATTENTION_SCALES = {
     "tiny": Scale(_double(96), (2, 2, 6, 2), 0.2),
     "small": Scale(_double(96), (2, 2, 18, 2), 0.3),
     "base": Scale(_double(128), (2, 2, 18, 2), 0.5),
+}
+_CONV_SCALES = {
+    "micro": Scale(_double(32), (3, 3, 8, 3), 0.0),
+    "tiny": Scale(_double(96), (2, 2, 9, 2), 0.1),
+    "small": Scale(_double(96), (2, 2, 24, 2), 0.4),
+    "base": Scale(_double(128), (2, 2, 24, 2), 0.5),
 }
 _SRA_WIDTHS: Quad = (64, 128, 320, 512)
 _MIXERS = [
@@ -120,12 +128,7 @@ _MIXERS = [
         title="depthwise convolution",
         target="stmbench.mixers.dwconv:DepthwiseConv",
         source="Liu et al. 2022, arXiv:2201.03545",
-        scales={
-            "micro": Scale(_double(32), (3, 3, 8, 3), 0.0),
-            "tiny": Scale(_double(96), (2, 2, 9, 2), 0.1),
-            "small": Scale(_double(96), (2, 2, 24, 2), 0.4),
-            "base": Scale(_double(128), (2, 2, 24, 2), 0.5),
-        },
+        scales=_CONV_SCALES,
         published="unified_convnext",
         aliases=("convnext",),
         norm_eps=1e-6,
@@ -145,6 +148,24 @@ _MIXERS = [
         published="unified_dcn_v3",
         aliases=("internimage",),
         zero_layers=("offset", "modulation"),  # starts as the mean of the regular 3x3 grid, as in its paper
+    ),
+    # The controls: whatever these reach, the backbone reaches without a mixer worth the name.
+    Mixer(
+        name="pool",
+        title="3x3 average minus input (control)",
+        target="stmbench.mixers.pool:Pool",
+        source="Yu et al. 2022, arXiv:2111.11418",
+        scales=_CONV_SCALES,
+        aliases=("poolformer",),
+        norm_eps=1e-6,
+    ),
+    Mixer(
+        name="identity",
+        title="nothing between positions (control)",
+        target="stmbench.mixers.identity:Identity",
+        source="Yu et al. 2022, arXiv:2210.13452",
+        scales=_CONV_SCALES,
+        norm_eps=1e-6,
     ),
 ]
 

@@ -22,7 +22,7 @@ def gather(asked: Request, mixer: str) -> NewRun:
     commit, dirty = _git()
     return NewRun(
         mixer=mixer,
-        scale=asked.scale,
+        scale=asked.scale_of(mixer),
         stages=asked.stages,
         seed=asked.seed,
         recipe_name=asked.recipe.name,
@@ -34,6 +34,7 @@ def gather(asked: Request, mixer: str) -> NewRun:
         data_fingerprint=asked.info.fingerprint,
         weights=asked.weights or "",
         weights_sha256=sha256(asked.weights) if asked.weights else "",
+        preprocessing=asked.preprocessing,
         device=torch.device(asked.device).type,
         hardware=hardware(asked.device),
         precision=precision(asked.recipe, asked.device),

@@ -2,8 +2,9 @@
 
 Only what was measured alike is ranked together. A group holds the finished runs of one recipe (name and
 digest), one data set (name and fingerprint), one kind and model of hardware, one precision, and one
-condition of latency and throughput (batch sizes, threads, and whatever else that condition says). A run
-that has no latency belongs to the condition its group was last measured under.
+condition of latency and throughput (batch sizes, threads, protocol, and whatever else that condition says).
+A run timed in several ways (fp32 and bf16, eager and compiled) stands in a group for each; one that was not
+timed, in that its like were last timed in. Throughput is that of the best batch of the sweep.
 
 A row is one network: mixer, scale and starting weights. Its seeds are averaged; of several runs with the
 same seed the newest that has a number gives it. Top-1 is that of the EMA weights wherever a run keeps
@@ -19,7 +20,7 @@ import json
 import math
 import statistics
 from collections import defaultdict
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -36,7 +37,8 @@ _NUMBERS = {
     ("build", "parameters"): "parameters",
     ("build", "macs"): "macs",
     ("profile", "latency"): "latency",
-    ("profile", "throughput"): "throughput",
+    ("profile", "best_throughput"): "throughput",
+    ("profile", "disturbed"): "disturbed",
     ("eval", "top1"): "top1",
     ("eval", "images"): "images",
 }
@@ -53,7 +55,8 @@ class Row:
     parameters: float | None
     macs: float | None
     latency: float | None  # ms
-    throughput: float | None  # images/s
+    throughput: float | None  # images/s, at the best batch
+    disturbed: bool  # some of its times were taken while the machine was disturbed
     top1: float | None  # per cent
     top1_low: float | None  # 95 % interval
     top1_high: float | None
@@ -83,7 +86,7 @@ COLUMNS = tuple(field.name for field in dataclasses.fields(Row))
 _DESCENDING = {"throughput", "top1", "top1_low", "top1_high", "images", "seeds"}
 # What heads a column on screen, for `sort`
 _HEADER_COLUMNS = {"params": "parameters", "MACs": "macs", "images/s": "throughput", "top-1": "top1"}
-_SORTABLE = tuple(name for name in COLUMNS if name not in ("rank", "runs"))
+_SORTABLE = tuple(name for name in COLUMNS if name not in ("rank", "runs", "disturbed"))
 
 
 def rank(
@@ -112,7 +115,7 @@ def rank(
     runs = [run for run in runs if all(getattr(run, key) in values for key, values in wanted.items())]
     stages, names = ({key[i] for key in _NUMBERS} for i in (0, 1))
     numbers = store.headline(sorted(stages), sorted(names))
-    entries = [_Entry(run, numbers[run.id]) for run in reversed(runs) if run.id in numbers]  # oldest first
+    entries = [entry for run in reversed(runs) for entry in _entries(run, numbers.get(run.id, ()))]
     groups = [
         Group(
             **protocol._asdict(),
@@ -154,23 +157,23 @@ class _Conditions(NamedTuple):
     throughput: str
 
 
-class _Entry:
-    """One run with its numbers."""
+class _Entry(NamedTuple):
+    """One run with its numbers, the times among them taken in one way."""
 
-    def __init__(self, run: RunRecord, measurements: Sequence[Measurement]) -> None:
-        self.run = run
-        kinds = {m.condition for m in measurements if m.stage == "eval"}
-        headline = "weights=ema" if "weights=ema" in kinds else "weights=plain"
-        found = {
-            _NUMBERS[m.stage, m.name]: m
-            for m in measurements
-            if (m.stage, m.name) in _NUMBERS and (m.stage != "eval" or m.condition == headline)
-        }
-        self.values = {name: m.value for name, m in found.items() if not math.isnan(m.value)}
-        times = [found[name].condition if name in found else "" for name in _Conditions._fields]
-        self.conditions = _Conditions(*times) if any(times) else None
-        self.network = (run.mixer, run.scale, run.weights, run.weights_sha256)
-        self.protocol = _Protocol(
+    run: RunRecord
+    values: dict[str, float]
+    conditions: _Conditions | None  # None without times
+
+    @property
+    def network(self) -> tuple[str, ...]:
+        run = self.run
+        images = json.dumps(run.preprocessing, sort_keys=True)  # weights fed otherwise answer otherwise
+        return (run.mixer, run.scale, run.weights, run.weights_sha256, images)
+
+    @property
+    def protocol(self) -> _Protocol:
+        run = self.run
+        return _Protocol(
             run.recipe_name,
             run.recipe_digest,
             run.data_name,
@@ -179,6 +182,35 @@ class _Entry:
             run.hardware,
             run.precision,
         )
+
+
+def _entries(run: RunRecord, measurements: Sequence[Measurement]) -> Iterator[_Entry]:
+    """One entry for each way the run was timed in; a single one if it was not."""
+    kinds = {m.condition for m in measurements if m.stage == "eval"}
+    headline = "weights=ema" if "weights=ema" in kinds else "weights=plain"
+    fixed: dict[str, float] = {}
+    timed: defaultdict[str, dict[str, float]] = defaultdict(dict)
+    conditions: defaultdict[str, dict[str, str]] = defaultdict(lambda: {"latency": "", "throughput": ""})
+    for m in measurements:
+        name = _NUMBERS.get((m.stage, m.name))
+        if name is None or math.isnan(m.value) or (m.stage == "eval" and m.condition != headline):
+            continue
+        if m.stage != "profile":
+            fixed[name] = m.value
+            continue
+        way = _without_batch(m.condition)
+        timed[way][name] = max(m.value, timed[way].get(name, 0.0))  # disturbed at any batch is disturbed
+        if name in conditions[way]:
+            conditions[way][name] = m.condition
+    for way, values in timed.items():
+        if any(conditions[way].values()):
+            yield _Entry(run, fixed | values, _Conditions(**conditions[way]))
+    if fixed and not any(any(found.values()) for found in conditions.values()):
+        yield _Entry(run, fixed, None)
+
+
+def _without_batch(condition: str) -> str:
+    return ",".join(part for part in condition.split(",") if not part.startswith(("batch=", "batches=")))
 
 
 def _comparable(entries: Sequence[_Entry]) -> dict[tuple[_Protocol, _Conditions], list[_Entry]]:
@@ -214,6 +246,7 @@ def _row(entries: Sequence[_Entry]) -> Row:
         mixer=run.mixer,
         scale=run.scale,
         weights=run.weights,
+        disturbed=bool(mean.pop("disturbed")),
         **mean,
         top1_low=low,
         top1_high=high,
@@ -274,21 +307,23 @@ def _filters(
 # Words for people, and exports
 
 NONE = "\N{EN DASH}"
+DISTURBED = "!"
 HEADERS = ("#", "mixer", "scale", "params", "MACs", "latency", "images/s", "top-1 %", "95 %", "seeds")
 
 
 def cells(row: Row) -> tuple[str, ...]:
     """The row as a person reads it, under `HEADERS`."""
     sd = f" ±{row.top1_sd:.2f}" if row.top1_sd is not None else ""
+    mark = DISTURBED if row.disturbed else ""
     interval = f"{row.top1_low:.1f}{NONE}{row.top1_high:.1f}" if row.top1_low is not None else NONE
     return (
         NONE if row.rank is None else str(row.rank),
         row.mixer + (f" from {Path(row.weights).name}" if row.weights else ""),
-        row.scale,
+        row.scale or NONE,
         _text(row.parameters, amount),
         _text(row.macs, macs),
-        _text(row.latency, lambda ms: f"{ms:.3g} ms" if ms < 100 else f"{ms:,.0f} ms"),
-        _text(row.throughput, lambda rate: f"{rate:,.0f}"),
+        _text(row.latency, lambda ms: (f"{ms:.3g} ms" if ms < 100 else f"{ms:,.0f} ms") + mark),
+        _text(row.throughput, lambda rate: f"{rate:,.0f}" + mark),
         _text(row.top1, lambda percent: f"{percent:.2f}{sd}"),
         interval,
         str(row.seeds),
@@ -317,8 +352,15 @@ def caption(group: Group) -> str:
 
 def conditions(group: Group) -> str:
     """What latency and throughput were measured under; "" where neither was."""
-    found = {"latency": group.latency_condition, "throughput": group.throughput_condition}
-    return "; ".join(f"{name}: {at.replace(',', ', ')}" for name, at in found.items() if at)
+    found = {"latency": group.latency_condition, "images/s": group.throughput_condition}
+    parts = {name: at.split(",") for name, at in found.items() if at}
+    common = set.intersection(*map(set, parts.values())) if parts else set()
+    shared = sorted(part for part in common if not part.startswith("batch"))
+    own = {name: ", ".join(part for part in at if part not in shared) for name, at in parts.items()}
+    notes = [f"{name} at {at}" for name, at in own.items() if at] + [", ".join(shared)] * bool(shared)
+    if any(row.disturbed for row in group.rows):
+        notes.append(f"{DISTURBED} the machine was disturbed: `stmbench show RUN` says how")
+    return "; ".join(notes)
 
 
 _SHARED = tuple(field.name for field in dataclasses.fields(Group) if field.name != "rows")

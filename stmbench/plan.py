@@ -1,8 +1,10 @@
 """From what was asked to jobs: names resolved, the recipe read, stages chosen, the device found."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+import dataclasses
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import torch
 from timm.optim import list_optimizers
@@ -10,21 +12,23 @@ from timm.optim import list_optimizers
 import stmbench.data
 from stmbench import catalog, recipe
 from stmbench.data import DataInfo
-from stmbench.nn import create_model
-from stmbench.nn.weights import classes_of
+from stmbench.measure.setting import check as check_profile
+from stmbench.nn import create_model, timm_models
+from stmbench.nn.timm_models import is_timm
+from stmbench.nn.weights import read_weights
 from stmbench.recipe import Recipe
 from stmbench.record import Job
 from stmbench.stages.build import parameters
-from stmbench.stages.network import make
+from stmbench.stages.network import classes_of, make
 from stmbench.stages.train import make_optimizer
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Request:
-    """What a user asked for, every name resolved and checked: one run for each mixer."""
+    """What a user asked for, every name resolved and checked: one run for each mixer or timm model."""
 
-    mixers: tuple[str, ...]
-    scale: str
+    mixers: tuple[str, ...]  # names of the catalogue, or timm:NAME
+    scale: str  # of the mixers
     recipe: Recipe
     overrides: tuple[str, ...]
     stages: tuple[str, ...]
@@ -32,13 +36,21 @@ class Request:
     info: DataInfo
     device: str
     weights: str | None
+    preprocessing: Mapping[str, Any] = field(default_factory=dict)
+    """What the weights of a timm model put in the place of the recipe's own, by its names."""
+    warnings: tuple[str, ...] = ()
+
+    def scale_of(self, mixer: str) -> str:
+        """The scale of one of the mixers; "" for a timm model, whose name settles its size."""
+        return "" if is_timm(mixer) else self.scale
 
     def job(self, mixer: str, folder: Path) -> Job:
         """The job of one of the mixers, which will keep its files in `folder`."""
         return Job(
             mixer=mixer,
-            scale=self.scale,
-            recipe=self.recipe,
+            scale=self.scale_of(mixer),
+            recipe=prepared(self.recipe, self.preprocessing),
+            asked_digest=self.recipe.digest if self.preprocessing else "",
             stages=self.stages,
             seed=self.seed,
             data=self.info.source,
@@ -50,7 +62,8 @@ class Request:
 
 def request(
     *,
-    mixer: str,
+    mixer: str | None,
+    model: str | None = None,
     scale: str | None,
     recipe_name: str,
     overrides: Sequence[str],
@@ -60,18 +73,24 @@ def request(
     device: str,
     weights: Path | None,
 ) -> Request:
-    """Check and resolve what was asked; ValueError for whatever a user can get wrong."""
+    """Check and resolve what was asked; ValueError for whatever a user can get wrong.
+
+    `mixer` and `model` name networks, each of them mixers and timm models alike; halo if neither is given.
+    """
     protocol = recipe.load(recipe_name, overrides)
     _check_optimizer(protocol)
+    mixers = _networks(mixer, model)
+    if scale and all(map(is_timm, mixers)):
+        raise ValueError("--scale is of the mixers' backbone; the name of a timm model settles its size.")
     scale = scale or protocol.model.scale
-    mixers = list(catalog.mixers()) if "all" in _names(mixer) else _names(mixer)
     for name in mixers:
-        catalog.scale(name, scale)
+        if not is_timm(name):
+            catalog.scale(name, scale)
     source = data or protocol.data.source
     if not source:
         raise ValueError(f"Recipe '{protocol.name}' needs data: give --data PATH.")
     asked = Request(
-        mixers=tuple(catalog.mixer(name).name for name in mixers),
+        mixers=mixers,
         scale=scale,
         recipe=protocol,
         overrides=tuple(overrides),
@@ -81,7 +100,11 @@ def request(
         device=find_device(device),
         weights=str(weights.resolve()) if weights else None,
     )
+    if "profile" in asked.stages:
+        check_profile(asked.device, protocol.profile)
     _check_weights(asked)
+    for name in filter(is_timm, asked.mixers):
+        asked = _fit_timm(asked, name)
     return asked
 
 
@@ -102,14 +125,59 @@ def _check_weights(asked: Request) -> None:
         return
     mixer, *others = asked.mixers
     if others:
-        raise ValueError("--weights is one mixer's checkpoint: give one --mixer with it.")
-    make(asked.job(mixer, Path()), asked.info.num_classes, device="cpu")
-    classes = classes_of(asked.weights)
+        raise ValueError("--weights is one network's checkpoint: give one --mixer or --model with it.")
+    job = asked.job(mixer, Path())
+    classes = classes_of(job, make(job, asked.info.num_classes, device="cpu"))
     if evaluates_only and classes != asked.info.num_classes:
         raise ValueError(
             f"{asked.weights} tells {classes or 'no'} classes apart, {asked.info.name} has "
             f"{asked.info.num_classes}: train a new classifier before evaluating it (--stage train,eval)."
         )
+
+
+def _fit_timm(asked: Request, name: str) -> Request:
+    """Check that a timm model takes the recipe's images; with weights, prepare them as these want it."""
+    data = asked.recipe.data
+    model = make(asked.job(name, Path()), asked.info.num_classes, device="cpu")
+    timm_models.check_images(
+        model,
+        name,
+        num_classes=asked.info.num_classes,
+        in_channels=data.channels,
+        image_size=data.image_size,
+    )
+    if not asked.weights:
+        return asked  # nothing was learnt yet under any other preprocessing than the recipe's
+    own = timm_models.preparation(model, read_weights(asked.weights)[1], channels=data.channels)
+    typed = {override.partition("=")[0].strip().removeprefix("data.") for override in asked.overrides}
+    used = {key: own[key] for key in timm_models.PREPARATION if key in own and key not in typed}
+    return dataclasses.replace(asked, preprocessing=used, warnings=_mismatches(asked, name, own, typed))
+
+
+def _mismatches(asked: Request, name: str, own: Mapping[str, Any], typed: set[str]) -> tuple[str, ...]:
+    """What the recipe does to images otherwise than the model's weights want, and which of them is done."""
+    recipes = dataclasses.asdict(asked.recipe.data) | {"crop_mode": "center"}  # we know no other
+    kept = typed | {"crop_mode"}
+    warnings = []
+    for keys, winner in ((own.keys() - kept, "weights'"), (own.keys() & kept, "recipe's")):
+        differing = [
+            f"{key} = {_plain(own[key])}, the recipe {_plain(recipes[key])}"
+            for key in own
+            if key in keys and _plain(own[key]) != _plain(recipes[key])
+        ]
+        if differing:
+            warnings.append(f"The weights of {name} want {'; '.join(differing)}: the {winner} is used.")
+    return tuple(warnings)
+
+
+def _plain(value: Any) -> Any:
+    return list(value) if isinstance(value, tuple) else value
+
+
+def prepared(protocol: Recipe, preprocessing: Mapping[str, Any]) -> Recipe:
+    """The recipe with some of its data section's values replaced."""
+    values = protocol.values()
+    return recipe.from_values(values | {"data": values["data"] | dict(preprocessing)}, protocol.name)
 
 
 def find_device(name: str) -> str:
@@ -126,9 +194,12 @@ def find_device(name: str) -> str:
     return name
 
 
-def size(asked: Request, mixer: str) -> tuple[int, int]:
-    """Parameters and MACs of one network of the request, without allocating it."""
+def size(asked: Request, mixer: str) -> tuple[int, int | None]:
+    """Parameters, and MACs where the network declares them, of one network of the request."""
     data = asked.recipe.data
+    if is_timm(mixer):
+        model = make(asked.job(mixer, Path()), asked.info.num_classes, device="cpu")
+        return sum(parameter.numel() for parameter in model.parameters()), None
     with torch.device("meta"):
         model = create_model(
             mixer,
@@ -137,13 +208,30 @@ def size(asked: Request, mixer: str) -> tuple[int, int]:
             in_channels=data.channels,
             image_size=data.image_size,
         )
-    return sum(parameters(model).values()), sum(model.macs(data.image_size, data.image_size).values())
+    macs = sum(form.total for form in model.macs(data.image_size, data.image_size).values())
+    return sum(parameters(model).values()), macs
+
+
+def _networks(mixer: str | None, model: str | None) -> tuple[str, ...]:
+    """The catalogue's names of all mixers asked for, and the timm models', each once."""
+    wanted = _names("halo" if mixer is None else mixer) if mixer is not None or model is None else []
+    wanted += _names(model) if model is not None else []
+    found: list[str] = []
+    for name in wanted:
+        if is_timm(name):
+            timm_models.check_name(name)
+            found.append(name)
+        elif ":" in name:
+            raise ValueError(f"--model takes models of timm, as timm:NAME, not '{name}'.")
+        else:
+            found += list(catalog.mixers()) if name == "all" else [catalog.mixer(name).name]
+    return tuple(dict.fromkeys(found))
 
 
 def _names(text: str) -> list[str]:
     names = [name.strip() for name in text.split(",") if name.strip()]
     if not names:
-        raise ValueError("--mixer and --stage take names, separated by commas, or `all`.")
+        raise ValueError("--mixer, --model and --stage take names, separated by commas, or `all`.")
     return names
 
 

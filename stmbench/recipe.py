@@ -1,8 +1,8 @@
 """Recipes: one protocol in one TOML file, read into frozen dataclasses, strict and hashed.
 
 An unknown key or a wrong type is a ValueError that names the place and the nearest known key. The digest
-covers every value, defaults and ``--set`` overrides included, so that two runs with the same digest
-followed the same protocol.
+covers every value but those of `profile`, defaults and ``--set`` overrides included, so that two runs with
+the same digest followed the same protocol.
 """
 
 import dataclasses
@@ -99,8 +99,15 @@ class Eval:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Profile:
-    batch_size: int = 64  # of throughput; latency is always taken at batch 1
-    samples: int = 50
+    """What is timed: every combination of the three lists. Latency is always taken at batch 1."""
+
+    batch_sizes: tuple[int, ...] = (1, 8, 32, 64)  # of the throughput sweep
+    train_batch_size: int = 32  # of the training step; 0 leaves it out
+    precisions: tuple[Literal["auto", "fp32", "tf32", "bf16", "fp16"], ...] = ("auto",)  # auto: the run's own
+    executions: tuple[Literal["eager", "compiled", "cudagraph"], ...] = ("eager",)
+    memory_formats: tuple[Literal["channels_last", "contiguous"], ...] = ("channels_last",)
+    samples: int = 100  # of each; the protocol asks for at least 100
+    control: bool = True  # also the same backbone around the identity, for what the mixer itself costs
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -118,8 +125,13 @@ class Recipe:
 
     @property
     def digest(self) -> str:
-        """Twelve hexadecimal digits of the SHA-256 of every value but the name."""
-        return hashlib.sha256(json.dumps(self.values(), sort_keys=True).encode()).hexdigest()[:12]
+        """Twelve hexadecimal digits of the SHA-256 of every value but the name and what is timed.
+
+        A time says what it was taken under, and decides nothing else.
+        """
+        values = self.values()
+        del values["profile"]
+        return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:12]
 
     def values(self) -> dict[str, Any]:
         """Every value as plain types, as the digest covers them and `from_values` reads them."""
@@ -256,7 +268,8 @@ _AT_LEAST = {
     ("train", "batch_size"): 2,
     ("train", "device_batch_size"): 0,
     ("eval", "batch_size"): 1,
-    ("profile", "batch_size"): 1,
+    ("profile", "batch_sizes"): 1,
+    ("profile", "train_batch_size"): 0,
     ("profile", "samples"): 1,
 }
 _SHARES = (

@@ -16,13 +16,21 @@ class Job:
 
     mixer: str
     scale: str
-    recipe: Recipe
+    recipe: Recipe  # as it is followed: with the preprocessing that a timm model's weights ask for
     stages: tuple[str, ...]
     seed: int = 0
     data: str  # a data set's name or path; see stmbench.data
     device: str = "cpu"
     weights: str | None = None  # a checkpoint file to start from
     folder: Path  # artifacts and checkpoints of the run
+    ceilings: Mapping[tuple[str, str], float] = field(default_factory=dict)
+    """What this machine is known to reach at most, by a measurement's name and condition."""
+    asked_digest: str = ""  # the digest of the recipe as it was asked, where that is another one
+
+    @property
+    def recipe_digest(self) -> str:
+        """The digest the run is known by."""
+        return self.asked_digest or self.recipe.digest
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,6 +38,7 @@ class Measurement:
     """One number with its name, its unit and the condition it was taken under.
 
     `step` is the epoch of a curve's point, counted from 1; 0 for a number that is not part of a curve.
+    A measurement that failed is NaN, with the `reason`.
     """
 
     stage: str
@@ -38,6 +47,27 @@ class Measurement:
     unit: str = ""
     condition: str = ""  # see `condition`
     step: int = 0
+    reason: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Macs:
+    """Multiply-accumulates of an operator on one image.
+
+    `padding` and `skipped` are each a part of `total`, and may have some in common.
+    """
+
+    total: int  # as the operator is defined: what its paper counts
+    padding: int = 0  # spent on positions outside the image
+    skipped: int = 0  # what our code never computes, since nothing depends on it
+
+    @property
+    def computed(self) -> int:
+        """What a counter must find."""
+        return self.total - self.skipped
+
+    def __add__(self, other: "Macs") -> "Macs":
+        return Macs(self.total + other.total, self.padding + other.padding, self.skipped + other.skipped)
 
 
 @dataclass(frozen=True, slots=True)

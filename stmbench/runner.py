@@ -4,6 +4,7 @@ A run that dies leaves every number it had, and its state says how it died.
 """
 
 import contextlib
+import dataclasses
 import threading
 import time
 from collections.abc import Generator, Iterator
@@ -12,7 +13,7 @@ from dataclasses import dataclass
 import stmbench.data
 from stmbench import catalog, evidence, recipe
 from stmbench.evidence import sha256
-from stmbench.plan import Request, find_device
+from stmbench.plan import Request, find_device, prepared
 from stmbench.record import Artifact, Event, Job, Measurement
 from stmbench.stages.network import weights_file
 from stmbench.store import RunRecord, Store
@@ -33,7 +34,8 @@ def start(asked: Request, store: Store) -> Iterator[Job]:
     """Open one run after the other, each when the one before it has been taken, and yield its job."""
     for mixer in asked.mixers:
         run = store.create_run(evidence.gather(asked, mixer))
-        yield asked.job(mixer, run.folder)
+        job = asked.job(mixer, run.folder)
+        yield dataclasses.replace(job, ceilings=store.ceilings(run.host, run.hardware))
 
 
 def reopen(name: str, store: Store) -> Job:
@@ -46,13 +48,15 @@ def reopen(name: str, store: Store) -> Job:
     job = Job(
         mixer=run.mixer,
         scale=run.scale,
-        recipe=recipe.from_values(run.recipe_values, run.recipe_name),
+        recipe=prepared(recipe.from_values(run.recipe_values, run.recipe_name), run.preprocessing),
+        asked_digest=run.recipe_digest if run.preprocessing else "",
         stages=tuple(run.stages),
         seed=run.seed,
         data=run.data_source,
         device=find_device(run.device),
         weights=run.weights or None,
         folder=run.folder,
+        ceilings=store.ceilings(run.host, run.hardware),
     )
     _check_data(run)
     _check_files(run, job, store)

@@ -1,6 +1,7 @@
 """Fixtures that several parts share: a tiny data set on disk and a recipe that trains on it in seconds."""
 
 import gzip
+import json
 import struct
 from pathlib import Path
 
@@ -19,7 +20,7 @@ TINY = {
     "schedule": {"epochs": 2, "warmup_epochs": 0},
     "train": {"batch_size": 16},
     "eval": {"batch_size": 16},
-    "profile": {"batch_size": 4, "samples": 5},
+    "profile": {"batch_sizes": [1], "train_batch_size": 0, "samples": 5, "control": False},
 }
 
 
@@ -61,7 +62,7 @@ def tiny_recipe_file(tmp_path: Path) -> Path:
     lines = []
     for section, values in TINY.items():
         lines.append(f"[{section}]")
-        lines += [f"{key} = {value}" for key, value in values.items()]
+        lines += [f"{key} = {json.dumps(value)}" for key, value in values.items()]
     path = tmp_path / "tiny.toml"
     path.write_text("\n".join(lines))
     return path

@@ -52,13 +52,13 @@ def test_every_stage_resolves_to_a_function(name: str) -> None:
 def test_every_level_s_width_divides_into_its_heads(name: str, scale: str) -> None:
     row = catalog.mixer(name)
     for level, width in enumerate(row.scales[scale].widths):
-        heads = row.options(scale, level, 0).get("num_heads", 1)
+        heads = row.options(width, level, 0).get("num_heads", 1)
         assert width % heads == 0
         assert width // heads == row.head_width or row.head_width is None
 
 
 def test_options_cycle_over_the_blocks_of_a_level() -> None:
     swin = catalog.mixer("swin")
-    assert [swin.options("tiny", 1, block)["shift"] for block in range(4)] == [0, 3, 0, 3]
-    assert swin.options("tiny", 1, 0) == {"shift": 0, "num_heads": 6}
-    assert catalog.mixer("sra").options("base", 2, 5) == {"num_heads": 5, "reduction": 2}
+    assert [swin.options(192, 1, block)["shift"] for block in range(4)] == [0, 3, 0, 3]
+    assert swin.options(192, 1, 0) == {"shift": 0, "num_heads": 6}
+    assert catalog.mixer("sra").options(320, 2, 5) == {"num_heads": 5, "reduction": 2}

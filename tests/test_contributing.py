@@ -7,6 +7,7 @@ from typing import Any
 import torch
 
 from stmbench import catalog
+from stmbench.record import Macs
 
 TEXT = (Path(__file__).parents[1] / "CONTRIBUTING.md").read_text(encoding="utf-8")
 
@@ -20,4 +21,4 @@ def test_the_example_mixer_keeps_the_contract() -> None:
     for height, width in ((7, 5), (1, 1)):
         x = torch.randn(2, height, width, 32)
         assert mixer(x).shape == x.shape
-        assert mixer.macs(height, width) == 2 * height * width * 32 * 32
+        assert mixer.macs(height, width) == Macs(2 * height * width * 32 * 32)

@@ -53,7 +53,7 @@ class Add:
             put("eval", "top1", value, weights=kind)
             put("eval", "images", None if value is None else 2000, weights=kind)
         put("profile", "latency", latency, batch=1, threads=run.threads)
-        put("profile", "throughput", latency and 1000.0, batch=batch, threads=run.threads)
+        put("profile", "best_throughput", latency and 1000.0, batches=f"1+{batch}", threads=run.threads)
         self.store.end_run(run.id, state)
         return run.id
 
@@ -114,6 +114,33 @@ def test_a_run_without_times_joins_those_measured_last(store: Store, add: Add) -
     groups = {tuple(row.mixer for row in group.rows): group for group in rank(store)}
     assert set(groups) == {("halo",), ("sra", "swin")}
     assert groups["sra", "swin"].latency_condition == "batch=1,threads=2"
+
+
+def test_a_run_timed_in_two_ways_stands_in_two_groups(store: Store, add: Add) -> None:
+    for mixer in ("halo", "swin"):
+        run = add(mixer, latency=None)
+        for execution, latency in (("eager", 9.0), ("compiled", 6.0)):
+            at = {"batch": 1, "execution": execution}
+            store.record(run, Measurement("profile", "latency", latency, "ms", condition(**at)))
+    store.record(run, Measurement("profile", "latency", math.nan, "ms", "batch=1,execution=cudagraph"))
+    groups = rank(store)
+    assert [(g.latency_condition, {r.latency for r in g.rows}) for g in groups] == [
+        ("batch=1,execution=compiled", {6.0}),
+        ("batch=1,execution=eager", {9.0}),
+    ]
+    assert {row.top1 for group in groups for row in group.rows} == {88.0}
+
+
+def test_disturbed_times_are_marked(store: Store, add: Add) -> None:
+    run = add("halo")
+    store.record(run, Measurement("profile", "disturbed", 0, "", "batch=1,threads=2"))
+    assert "!" not in leaderboard.to_markdown(rank(store))
+    store.record(run, Measurement("profile", "disturbed", 1, "", "batch=64,threads=2"))
+    add("swin")
+    shown = leaderboard.to_markdown(rank(store))
+    assert [row.disturbed for row in one(rank(store, sort="latency"))] == [True, False]
+    assert "| 10 ms! | 1,000! |" in shown
+    assert "! the machine was disturbed" in shown
 
 
 def test_only_finished_runs_count(store: Store, add: Add) -> None:

@@ -3,6 +3,7 @@
 import re
 import shlex
 from pathlib import Path
+from typing import Any
 
 import pytest
 import typer
@@ -11,32 +12,31 @@ from stmbench.cli import app
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
-GROUP = typer.main.get_command(app)
+MEASUREMENT = (ROOT / "docs/measurement.md").read_text(encoding="utf-8")
+GROUP: Any = typer.main.get_command(app)
 
 
-def commands() -> list[str]:
-    """Every stmbench command line in README's shell blocks, continued lines joined."""
+def commands(text: str) -> list[str]:
+    """Every stmbench command line in a text's shell blocks, continued lines joined."""
     found = []
-    for block in re.findall(r"```sh\n(.*?)```", README, re.DOTALL):
+    for block in re.findall(r"```sh\n(.*?)```", text, re.DOTALL):
         for line in block.replace("\\\n", " ").splitlines():
             for part in re.split(r"&&|;", line.partition("#")[0]):
-                if match := re.search(
-                    r"\bstmbench ((?:run|resume|leaderboard|runs|show|mixers|recipes|doctor)\b.*)", part
-                ):
+                if match := re.search(rf"\bstmbench ((?:{'|'.join(GROUP.commands)})\b.*)", part):
                     found.append(match[1].strip())
     return found
 
 
-@pytest.mark.parametrize("line", commands())
-def test_every_command_in_readme_parses(line: str) -> None:
+@pytest.mark.parametrize("line", commands(README) + commands(MEASUREMENT))
+def test_every_command_we_show_parses(line: str) -> None:
     name, *arguments = shlex.split(line)
-    command = GROUP.commands[name]  # pyright: ignore[reportAttributeAccessIssue]
+    command = GROUP.commands[name]
     command.make_context(name, arguments)
 
 
 def test_every_command_is_in_readme() -> None:
-    named = {line.split()[0] for line in commands()}
-    assert named == set(GROUP.commands)  # pyright: ignore[reportAttributeAccessIssue]
+    named = {line.split()[0] for line in commands(README)}
+    assert named == set(GROUP.commands)
 
 
 def test_ci_runs_the_readmes_own_test_command() -> None:

@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from stmbench import __version__
-from stmbench.cli import errors, info, results, run
+from stmbench.cli import bench, errors, info, plot, results, run
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -17,9 +17,11 @@ app = typer.Typer(
 )
 app.command()(run.run)
 app.command()(run.resume)
+app.command()(bench.bench)
 app.command()(results.leaderboard)
 app.command()(results.runs)
 app.command()(results.show)
+app.add_typer(plot.app, name="plot")
 app.command()(info.mixers)
 app.command()(info.recipes)
 app.command()(info.doctor)

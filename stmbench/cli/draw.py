@@ -1,5 +1,6 @@
 """How a running run looks: bars in a terminal, one line per milestone anywhere else."""
 
+import math
 import time
 from types import TracebackType
 from typing import Self
@@ -80,7 +81,7 @@ class Drawer:
     def last(self, stage: str, name: str, where: str = "") -> float:
         """The value drawn last for this name, under a condition that contains `where`; NaN if none."""
         found = [v for (s, n, c, _), v in self.numbers.items() if (s, n) == (stage, name) and where in c]
-        return found[-1] if found else float("nan")
+        return next((value for value in reversed(found) if not math.isnan(value)), math.nan)
 
     def _advance(self, event: record.Progress) -> None:
         numbers = "  ".join(
@@ -131,8 +132,12 @@ def _eval(drawer: Drawer) -> str:
 
 
 def _profile(drawer: Drawer) -> str:
-    latency, throughput = drawer.last("profile", "latency"), drawer.last("profile", "throughput")
-    return f"latency {latency:.2f} ms, {throughput:,.0f} images/s"
+    latency, throughput = drawer.last("profile", "latency"), drawer.last("profile", "best_throughput")
+    batch, cost = drawer.last("profile", "best_batch"), drawer.last("profile", "mixer_cost")
+    parts = [f"latency {latency:.3g} ms", f"{throughput:,.0f} images/s at batch {batch:.0f}"]
+    if not math.isnan(cost):
+        parts.append(f"{cost:.2f}x the identity's time")
+    return ", ".join(parts)
 
 
 _SUMMARIES = {"build": _build, "train": _train, "eval": _eval, "profile": _profile}

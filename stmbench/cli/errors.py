@@ -1,4 +1,6 @@
-"""One clear line for an error, and its exit code: 2 for the user's mistakes, 1 for failures."""
+"""One clear line for an error, and its exit code: 2 for the user's mistakes, 1 for failures.
+
+A warning is one line too, and the command goes on."""
 
 import errno
 
@@ -10,6 +12,11 @@ def show(error: Exception, where: str = "") -> None:
     """Print the error to stderr as one line."""
     line = f"[red]Error:[/] {escape(where + _line(error))}"
     Console(stderr=True, soft_wrap=True).print(line, highlight=False)
+
+
+def warn(text: str) -> None:
+    """Print a warning to stderr as one line."""
+    Console(stderr=True, soft_wrap=True).print(f"[yellow]Warning:[/] {escape(text)}", highlight=False)
 
 
 def _line(error: Exception) -> str:

@@ -20,10 +20,14 @@ def show(console: Console, asked: plan.Request) -> None:
         f"{info.num_val:,} validation images, {info.num_classes} classes",
         highlight=False,
     )
+    if asked.preprocessing:
+        used = "  ".join(f"{key}={_plain(value)}" for key, value in asked.preprocessing.items())
+        console.print(f"[bold]Images[/] prepared as the weights want: {used}", highlight=False)
     table = Table("mixer", "scale", "parameters", "MACs", box=None, pad_edge=False)
     for mixer in asked.mixers:
         parameters, macs = plan.size(asked, mixer)
-        table.add_row(mixer, asked.scale, f"{parameters:,}", leaderboard.macs(macs))
+        counted = leaderboard.NONE if macs is None else leaderboard.macs(macs)
+        table.add_row(mixer, asked.scale_of(mixer) or leaderboard.NONE, f"{parameters:,}", counted)
     console.print("[bold]Models[/]")
     console.print(table)
     console.print(

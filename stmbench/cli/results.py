@@ -86,7 +86,9 @@ def runs(
     from stmbench import catalog
     from stmbench.store import open_store
 
-    equal = {"state": state and str(state), "mixer": mixer and catalog.mixer(mixer).name}
+    if mixer and not mixer.startswith(catalog.TIMM):
+        mixer = catalog.mixer(mixer).name
+    equal = {"state": state and str(state), "mixer": mixer}
     with open_store(db, create=False) as store:
         found = store.runs(limit=limit, **{key: value for key, value in equal.items() if value})
     _print(_runs(found) if found else "No runs match.")
@@ -200,10 +202,11 @@ def _facts(run: "RunRecord") -> Table:
     facts = {
         "run": run.id,
         "state": run.state + reason,
-        "network": f"{run.mixer} {run.scale}",
+        "network": f"{run.mixer} {run.scale}".rstrip(),
         "weights": f"{run.weights} (sha256 {run.weights_sha256[:12]})" if run.weights else "",
         "recipe": f"{run.recipe_name} ({run.recipe_digest})",
         "overrides": ", ".join(run.overrides),
+        "images": ", ".join(f"{key} {value}" for key, value in run.preprocessing.items()),
         "data": f"{run.data_name} ({run.data_fingerprint[:12]})",
         "seed": str(run.seed),
         "device": f"{run.hardware} [{run.device}], {run.precision}, {run.threads} threads",
@@ -229,11 +232,24 @@ def _stages(store: "Store", run: "RunRecord") -> Table | None:
 
 
 def _numbers(measurements: "Sequence[Measurement]") -> Table | None:
+    """One line per number; what all conditions of a stage have in common is said once, in its last line."""
     table = _table("stage", "number", "value", "unit", "condition", right=("value",), wrap=("condition",))
+    stages: dict[str, list[Measurement]] = defaultdict(list)
     for m in measurements:
         if m.step == 0:
-            condition = m.condition.replace(",", ", ")
-            table.add_row(m.stage, escape(m.name), _value(m.value), escape(m.unit), escape(condition))
+            stages[m.stage].append(m)
+    for stage, numbers in stages.items():
+        conditions = [m.condition.split(",") for m in numbers if m.condition]
+        common = [part for part in conditions[0] if all(part in c for c in conditions)] if conditions else []
+        if len(common) < 3 or len(conditions) == 1:
+            common = []  # too little to be worth a line of its own
+        for m in numbers:
+            own = ", ".join(part for part in m.condition.split(",") if part not in common)
+            value = "[red]failed[/]" if m.reason else _value(m.value)
+            where = escape(": ".join(filter(None, [own, m.reason])))
+            table.add_row(m.stage, escape(m.name), value, escape(m.unit), where)
+        if common:
+            table.add_row(stage, "[dim]all at[/]", "", "", f"[dim]{escape(', '.join(common))}[/]")
     return table if table.row_count else None
 
 

@@ -24,7 +24,12 @@ RUN_HELP = "The run's id, or enough of its beginning to be the only one."
 
 
 def run(
-    mixer: Annotated[str, typer.Option(help="A mixer, several (halo,swin), or all.")] = "halo",
+    mixer: Annotated[
+        str | None, typer.Option(help="A mixer, several (halo,swin), or all. [default: halo]")
+    ] = None,
+    model: Annotated[
+        str | None, typer.Option(help="A classifier of timm's, or several: timm:resnet18.")
+    ] = None,
     stage: Annotated[
         str, typer.Option(help="A stage, several (train,eval), or all the recipe lists.")
     ] = "all",
@@ -48,11 +53,12 @@ def run(
     db: Database = DEFAULT,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Show what would run, and run nothing.")] = False,
 ) -> None:
-    """Build, train, evaluate and profile mixers by one recipe, and store every number."""
+    """Build, train, evaluate and profile networks by one recipe, and store every number."""
     from stmbench import plan
 
     asked = plan.request(
         mixer=mixer,
+        model=model,
         scale=scale,
         recipe_name=recipe,
         overrides=set_ or [],
@@ -62,6 +68,8 @@ def run(
         device=device,
         weights=weights,
     )
+    for warning in asked.warnings:
+        errors.warn(warning)
     console = Console(soft_wrap=True)
     if dry_run:
         from stmbench.cli import preview
@@ -122,9 +130,9 @@ def _follow(console: Console, store: "Store", job: "Job") -> None:
     from stmbench import runner
     from stmbench.cli.draw import Drawer
 
-    protocol = job.recipe
     console.print(
-        f"[bold]{job.folder.name}[/]  {job.mixer} {job.scale}, recipe {protocol.name} ({protocol.digest}), "
+        f"[bold]{job.folder.name}[/]  {f'{job.mixer} {job.scale}'.rstrip()}, "
+        f"recipe {job.recipe.name} ({job.recipe_digest}), "
         f"data {escape(job.data)}, {job.device}, seed {job.seed}",
         highlight=False,
     )

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from stmbench.mixers.layers import ChannelsLastConv2d
+from stmbench.record import Macs
 
 GROUP = 16  # channels that share offsets
 POINTS = 9
@@ -42,10 +43,10 @@ class DeformableConvV3(nn.Module):
         modulation = self.modulation(x).reshape(B, H, W, self.groups, POINTS).softmax(-1)
         return self.proj(_sample(value, offset, modulation).to(value.dtype))
 
-    def macs(self, height: int, width: int) -> int:
+    def macs(self, height: int, width: int) -> Macs:
         """Multiply-accumulates of one image, sampling included: 4 bilinear and 1 modulation per point."""
         branch = self.dim * (9 + self.groups * POINTS * 3)
-        return height * width * (2 * self.dim**2 + branch + 5 * POINTS * self.dim)
+        return Macs(height * width * (2 * self.dim**2 + branch + 5 * POINTS * self.dim))
 
 
 def _sample(value: Tensor, offset: Tensor, modulation: Tensor) -> Tensor:

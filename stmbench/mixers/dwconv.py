@@ -8,6 +8,7 @@ them. A pointwise convolution on channels-last activations is a linear layer, an
 from torch import Tensor, nn
 
 from stmbench.mixers.layers import ChannelsLastConv2d
+from stmbench.record import Macs
 
 KERNEL = 7
 
@@ -26,6 +27,6 @@ class DepthwiseConv(nn.Module):
         """(B, H, W, C) -> (B, H, W, C)."""
         return self.proj_out(self.conv(self.proj_in(x)))
 
-    def macs(self, height: int, width: int) -> int:
+    def macs(self, height: int, width: int) -> Macs:
         """Multiply-accumulates of one image of `height` x `width` positions."""
-        return height * width * self.dim * (2 * self.dim + KERNEL**2)
+        return Macs(height * width * self.dim * (2 * self.dim + KERNEL**2))

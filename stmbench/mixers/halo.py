@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from stmbench.mixers.layers import ceil_div, check_heads
+from stmbench.record import Macs
 
 BLOCK, HALO = 7, 3
 WINDOW = BLOCK + 2 * HALO
@@ -38,6 +39,21 @@ class _Axis(NamedTuple):
     def padding(self) -> int:
         """Positions missing from the last block."""
         return self.number * self.block - self.length
+
+    @property
+    def published(self) -> int:
+        """The window that the operator is defined with, of which the code may need less."""
+        return WINDOW if self.length >= BLOCK else self.length
+
+    @property
+    def pairs(self) -> int:
+        """How many times a query inside the image sees a key inside the image."""
+
+        def inside(start: int, number: int) -> int:
+            return min(start + number, self.length) - max(start, 0)
+
+        starts = range(0, self.number * self.block, self.block)
+        return sum(inside(s, self.block) * inside(s - self.halo, self.window) for s in starts)
 
 
 def _axis(length: int) -> _Axis:
@@ -101,17 +117,26 @@ class HaloAttention(nn.Module):
         horizontal = torch.einsum("...abD,bdD->...abd", q, columns)
         return vertical[..., None] + horizontal[..., None, :]
 
-    def macs(self, height: int, width: int) -> int:
+    def macs(self, height: int, width: int) -> Macs:
         """Multiply-accumulates of one image of `height` x `width` positions; padding attends too.
 
         Counted as the operator is defined and published: on an axis of a block or more, queries score whole
-        windows and whole tables. The code does less, for it never computes what it need not look at.
+        windows and all rows of the tables. The code skips rows that no key of the window needs, and the halo
+        of a single block.
         """
-        ys, xs = _axis(height), _axis(width)
+        ys, xs, n = _axis(height), _axis(width), height * width
         queries = ys.number * ys.block * xs.number * xs.block
-        rows, columns = (WINDOW if length >= BLOCK else length for length in (height, width))
-        scores = 2 * rows * columns + (2 * rows - 1) + (2 * columns - 1)
-        return (4 * height * width * self.dim + queries * scores) * self.dim
+        rows, columns = ys.published, xs.published
+        total = queries * (2 * rows * columns + (2 * rows - 1) + (2 * columns - 1))
+        computed = queries * (2 * ys.window * xs.window + ys.window + xs.window)
+        # Unread rows of the tables (rows - 1 and columns - 1 for each query) are waste, but no padding.
+        attention, vertical, horizontal = 2 * ys.pairs * xs.pairs, width * ys.pairs, height * xs.pairs
+        inside = attention + vertical + n * (rows - 1) + horizontal + n * (columns - 1)
+        return Macs(
+            4 * n * self.dim**2 + total * self.dim,
+            padding=(total - inside) * self.dim,
+            skipped=(total - computed) * self.dim,
+        )
 
 
 def _relative(axis: _Axis, device: torch.device) -> Tensor:

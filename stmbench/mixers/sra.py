@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from stmbench.mixers.layers import ChannelsLastConv2d, ceil_div, check_heads
+from stmbench.record import Macs
 
 
 class SpatialReductionAttention(nn.Module):
@@ -40,9 +41,10 @@ class SpatialReductionAttention(nn.Module):
         x = F.scaled_dot_product_attention(q, k, v)  # (B, h, N, D)
         return self.proj(x.transpose(1, 2).reshape(B, H, W, C))
 
-    def macs(self, height: int, width: int) -> int:
-        """Multiply-accumulates of one image of `height` x `width` positions."""
+    def macs(self, height: int, width: int) -> Macs:
+        """Multiply-accumulates of one image of `height` x `width` positions; padding is reduced too."""
         n, c, r = height * width, self.dim, self.reduction
         m = ceil_div(height, r) * ceil_div(width, r)
-        reduction = m * r * r * c * c if r > 1 else 0
-        return 2 * n * c * c + reduction + 2 * m * c * c + 2 * n * m * c
+        reduced = m * r * r if r > 1 else 0  # positions the convolution reads, each once
+        padded = reduced - n if r > 1 else 0
+        return Macs((2 * n + reduced + 2 * m) * c * c + 2 * n * m * c, padding=padded * c * c)

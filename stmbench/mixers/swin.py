@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from stmbench.mixers.layers import ceil_div, check_heads
+from stmbench.record import Macs
 
 WINDOW = 7
 
@@ -88,8 +89,17 @@ class ShiftedWindowAttention(nn.Module):
         region = (2 * wrapped + padding).reshape(number, window)
         return region[:, :, None] == region[:, None, :]
 
-    def macs(self, height: int, width: int) -> int:
+    def macs(self, height: int, width: int) -> Macs:
         """Multiply-accumulates of one image of `height` x `width` positions; padding attends too."""
         c, n = self.dim, height * width
         (a, rows, _), (b, columns, _) = self._windows(height), self._windows(width)
-        return 4 * n * c * c + 2 * rows * columns * (a * b) ** 2 * c
+        scores = rows * columns * (a * b) ** 2
+        padded = scores - self._pairs(height) * self._pairs(width)
+        return Macs(4 * n * c * c + 2 * scores * c, padding=2 * padded * c)
+
+    def _pairs(self, length: int) -> int:
+        """How often two positions of the image share a window along an axis of `length`."""
+        window, number, shift = self._windows(length)
+        size = window * number
+        inside = [(position + shift) % size < length for position in range(size)]  # in the shifted map
+        return sum(sum(inside[first : first + window]) ** 2 for first in range(0, size, window))

@@ -22,6 +22,7 @@ def create_model(
     drop_rate: float = 0.0,
     global_pool: str = "avg",
     weights: str | Path | None = None,
+    size_of: str | None = None,
 ) -> Backbone:
     """The unified backbone around `mixer` (a name or alias of the catalogue) at `scale`.
 
@@ -31,11 +32,13 @@ def create_model(
         drop_rate: dropout before the classifier.
         global_pool: "avg", "max", or whatever else timm's pooling knows.
         weights: a checkpoint file, ours or a published one; see `stmbench.nn.weights.load_weights`.
+        size_of: another mixer, whose backbone it is (widths, depths, position maps): only the mixers differ.
 
     Raises:
         ValueError: no such mixer or scale, a size that cannot be, or weights that do not fit.
     """
-    row, size = catalog.mixer(mixer), catalog.scale(mixer, scale)
+    row, around = catalog.mixer(mixer), catalog.mixer(size_of or mixer)
+    size = catalog.scale(around.name, scale)
     sizes = (image_size, image_size) if isinstance(image_size, int) else image_size
     if not (isinstance(sizes, tuple | list) and len(sizes) == 2 and all(isinstance(n, int) for n in sizes)):
         raise ValueError(f"image_size is a number of pixels or (height, width), not {image_size!r}.")
@@ -45,17 +48,17 @@ def create_model(
     mixer_class = catalog.resolve(row.target)
 
     def make_mixer(level: int, block: int) -> nn.Module:
-        return mixer_class(size.widths[level], **row.options(scale, level, block))
+        return mixer_class(size.widths[level], **row.options(size.widths[level], level, block))
 
     model = Backbone(
         size.widths,
         size.depths,
         make_mixer,
         mlp_ratios=size.mlp_ratios,
-        norm_eps=row.norm_eps,
+        norm_eps=around.norm_eps,
         drop_path=size.drop_path if drop_path is None else drop_path,
-        position_map=row.position_map,
-        position_parameters=row.position_parameters,
+        position_map=around.position_map,
+        position_parameters=(*row.position_parameters, *around.position_parameters),
         zero_layers=row.zero_layers,
         num_classes=num_classes,
         in_channels=in_channels,

@@ -20,6 +20,7 @@ from torch.utils.checkpoint import checkpoint
 
 from stmbench.nn.block import Block
 from stmbench.nn.pretrained import pretrained_cfg
+from stmbench.record import Macs
 
 NORM_EPS = 1e-6  # of the LayerNorms outside the blocks
 HEAD_RATIO = 1.5
@@ -36,9 +37,9 @@ class ConvNorm(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         return self.norm(self.conv(x.permute(0, 3, 1, 2)).permute(0, 2, 3, 1))
 
-    def macs(self, height: int, width: int) -> int:
+    def macs(self, height: int, width: int) -> Macs:
         """Multiply-accumulates of one image that comes out as `height` x `width` positions."""
-        return height * width * self.conv.weight.numel()
+        return Macs(height * width * self.conv.weight.numel())
 
 
 class Stem(nn.Module):
@@ -52,7 +53,7 @@ class Stem(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         return self.second(F.gelu(self.first(x)))
 
-    def macs(self, height: int, width: int) -> int:
+    def macs(self, height: int, width: int) -> Macs:
         """Multiply-accumulates of one image of `height` x `width` pixels."""
         return self.first.macs(-(-height // 2), -(-width // 2)) + self.second.macs(
             *level_size(0, height, width)
@@ -105,13 +106,13 @@ class Level(nn.Module):
                 x = block(x)
         return self.norm(x)
 
-    def macs(self, height: int, width: int) -> dict[str, int]:
+    def macs(self, height: int, width: int) -> dict[str, Macs]:
         """Multiply-accumulates of one image of `height` x `width` positions in this level, by part."""
         macs = {}
         if isinstance(self.downsample, ConvNorm):
             macs["downsample"] = self.downsample.macs(height, width)
-        macs["mixers"] = sum(block.mixer.macs(height, width) for block in self.blocks)
-        macs["mlps"] = sum(block.mlp_macs(height, width) for block in self.blocks)
+        macs["mixers"] = sum((block.mixer.macs(height, width) for block in self.blocks), Macs(0))
+        macs["mlps"] = sum((block.mlp_macs(height, width) for block in self.blocks), Macs(0))
         return macs
 
 
@@ -140,10 +141,10 @@ class Head(nn.Module):
         x = F.dropout(x, self.drop_rate, self.training)
         return x if pre_logits else self.fc(x)
 
-    def macs(self, height: int, width: int) -> int:
+    def macs(self, height: int, width: int) -> Macs:
         """Multiply-accumulates of one image with features of `height` x `width` positions."""
         classifier = self.fc.weight.numel() if isinstance(self.fc, nn.Linear) else 0
-        return height * width * self.conv.weight.numel() + classifier
+        return Macs(height * width * self.conv.weight.numel() + classifier)
 
 
 class Backbone(nn.Module):
@@ -300,7 +301,7 @@ class Backbone(nn.Module):
         ]
         return {"stem": r"^stem", "blocks": r"^levels\.(\d+)" if coarse else blocks}
 
-    def macs(self, height: int, width: int) -> dict[str, int]:
+    def macs(self, height: int, width: int) -> dict[str, Macs]:
         """Multiply-accumulates of one image of `height` x `width` pixels, by part of the network.
 
         Convolutions, linear layers, attention products and sampling; not norms, activations and additions.
@@ -311,6 +312,17 @@ class Backbone(nn.Module):
             macs |= {f"level{index + 1}.{part}": value for part, value in parts.items()}
         macs["head"] = self.head.macs(*level_size(len(self.levels) - 1, height, width))
         return macs
+
+    def parts(self) -> dict[str, list[str]]:
+        """The names of the modules that make up each part of `macs`."""
+        parts = {"stem": ["stem"]}
+        for index, level in enumerate(self.levels):
+            name, module = f"level{index + 1}", f"levels.{index}"
+            if index:
+                parts[f"{name}.downsample"] = [f"{module}.downsample"]
+            parts[f"{name}.mixers"] = [f"{module}.blocks.{block}.mixer" for block in range(len(level.blocks))]
+            parts[f"{name}.mlps"] = [f"{module}.blocks.{block}.mlp" for block in range(len(level.blocks))]
+        return parts | {"head": ["head"]}
 
 
 def level_size(level: int, height: int, width: int) -> tuple[int, int]:

@@ -11,6 +11,8 @@ from timm.layers.drop import DropPath
 from timm.layers.mlp import Mlp
 from torch import Tensor, nn
 
+from stmbench.record import Macs
+
 LAYER_SCALE = 1e-6
 
 
@@ -37,6 +39,6 @@ class Block(nn.Module):
         x = x + self.drop_path(self.gamma1 * self.mixer(self.norm1(x)))
         return x + self.drop_path(self.gamma2 * self.mlp(self.norm2(x)))
 
-    def mlp_macs(self, height: int, width: int) -> int:
+    def mlp_macs(self, height: int, width: int) -> Macs:
         """Multiply-accumulates of the MLP for one image; the mixer declares its own."""
-        return 2 * height * width * self.dim * self.hidden
+        return Macs(2 * height * width * self.dim * self.hidden)

@@ -13,7 +13,7 @@ import re
 import tempfile
 import warnings
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +23,9 @@ import torch
 from timm.models import adapt_input_conv, clean_state_dict
 from torch import Tensor, nn
 
-from stmbench.nn.backbone import Backbone, resize_position_map
+from stmbench.nn.backbone import resize_position_map
+
+Adapt = Callable[[Mapping[str, Tensor], nn.Module], dict[str, Tensor]]  # foreign weights to a model's own
 
 # Published names to ours, each rule applied in turn.
 _RENAMES = [
@@ -155,65 +157,105 @@ def adapt_on_load(model: nn.Module, state: dict[str, Tensor], prefix: str, *_: A
     state.update({prefix + key: value for key, value in adapt(own, model).items()})
 
 
-def load_weights(model: Backbone, path: str | Path, *, ema: bool = False) -> dict[str, str]:
+def adapt_inputs(state: Mapping[str, Tensor], model: nn.Module) -> dict[str, Tensor]:
+    """`adapt`, and the first convolution for another number of channels, as timm does it.
+
+    Raises:
+        ValueError: neither of the two numbers of channels is 3.
+    """
+    state = adapt(state, model)
+    (name,) = (f"{layer}.weight" for layer in layers(model, "first_conv"))
+    channels = model.get_parameter(name).shape[1]
+    if name not in state or state[name].ndim != 4 or state[name].shape[1] == channels:
+        return state
+    if state[name].shape[1] != 3:
+        raise ValueError(
+            f"weights for images of {state[name].shape[1]} channels, the network for {channels}: "
+            "only weights for 3 channels can be adapted."
+        )
+    state[name] = adapt_input_conv(channels, state[name])
+    return state
+
+
+def load_weights(
+    model: nn.Module, path: str | Path, *, ema: bool = False, adapt: Adapt = adapt_inputs
+) -> dict[str, str]:
     """Load a checkpoint, ours or a published one, into a model; return its metadata.
 
-    Of a file that holds both, the plain weights, or with `ema` the averaged ones.
+    Of a file that holds both, the plain weights, or with `ema` the averaged ones. `adapt` gives foreign
+    weights the model's names and sizes; its own are for our backbone.
 
-    Every key must fit, but for what has to differ: position maps are resized to another image size, the
-    first convolution is adapted to another number of channels as timm does, and a classifier of another
-    number of classes stays as the model has it.
+    Every key must fit then, but for a classifier of another number of classes: it stays as the model has it.
 
     Raises:
         ValueError: the file cannot be read (see `read_weights`), or holds another network.
     """
     state, metadata = read_weights(path, ema=ema)
-    state = adapt(state, model)
-    _adapt_first_conv(state, model, path)
-    _adapt_classifier(state, model)
+    state = _adapted(state, model, path, adapt)
+    _keep_classifier(state, model)
     _check_fits(state, model, path)
     model.load_state_dict(state)
     return metadata
 
 
-def classes_of(path: str | Path) -> int | None:
-    """How many classes the checkpoint's classifier tells apart; None for one without a classifier.
+def classes_of(path: str | Path, model: nn.Module, *, adapt: Adapt = adapt_inputs) -> int | None:
+    """How many classes a checkpoint of this model's kind tells apart; None for one without a classifier.
 
     Raises:
         ValueError: the file cannot be read (see `read_weights`).
     """
-    weight = convert(read_weights(path)[0]).get("head.fc.weight")
-    return None if weight is None else len(weight)
+    state = _adapted(read_weights(path)[0], model, path, adapt)
+    heads = (state.get(f"{layer}.weight") for layer in layers(model, "classifier"))
+    return next((len(weight) for weight in heads if weight is not None), None)
 
 
-def _adapt_first_conv(state: dict[str, Tensor], model: Backbone, path: str | Path) -> None:
-    name = f"{model.pretrained_cfg['first_conv']}.weight"
-    channels = model.get_parameter(name).shape[1]
-    if name not in state or state[name].ndim != 4 or state[name].shape[1] == channels:
-        return
-    if state[name].shape[1] != 3:
-        raise ValueError(
-            f"{path} is for images of {state[name].shape[1]} channels, the network for {channels}: "
-            "only weights for 3 channels can be adapted."
-        )
-    state[name] = adapt_input_conv(channels, state[name])
+def layers(model: nn.Module, role: str) -> tuple[str, ...]:
+    """The layers that are the model's `first_conv` or its `classifier`, as timm's models say it and ours."""
+    config: Any = model.pretrained_cfg
+    found = config.get(role) or ()
+    return (found,) if isinstance(found, str) else tuple(found)
 
 
-def _adapt_classifier(state: dict[str, Tensor], model: Backbone) -> None:
-    name = model.pretrained_cfg["classifier"]
-    weight = state.get(f"{name}.weight")
-    if weight is None or weight.shape[0] == model.num_classes:
-        return
-    for key in (f"{name}.weight", f"{name}.bias"):
-        state.pop(key, None)
-    state.update({f"{name}.{key}": value for key, value in model.get_classifier().state_dict().items()})
+def fits(state: Mapping[str, Tensor], model: nn.Module) -> bool:
+    """Whether a state dict has the model's keys and shapes, whatever its number of classes."""
+    state = dict(state)
+    _keep_classifier(state, model)
+    return not any(_misfits(state, model))
+
+
+def _adapted(
+    state: Mapping[str, Tensor], model: nn.Module, path: str | Path, adapt: Adapt
+) -> dict[str, Tensor]:
+    try:
+        return adapt(state, model)
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from None
+
+
+def _keep_classifier(state: dict[str, Tensor], model: nn.Module) -> None:
+    own = model.state_dict()
+    for layer in layers(model, "classifier"):
+        weight, ours = (found.get(f"{layer}.weight") for found in (state, own))
+        if weight is None or (ours is not None and len(weight) == len(ours)):
+            continue
+        for key in (f"{layer}.weight", f"{layer}.bias"):
+            state.pop(key, None)
+            if key in own:
+                state[key] = own[key]
+
+
+def _misfits(state: Mapping[str, Tensor], model: nn.Module) -> tuple[list[str], list[str], list[str]]:
+    """The keys that are missing, unexpected, and of another shape."""
+    own = model.state_dict()
+    return (
+        [key for key in own if key not in state],
+        [key for key in state if key not in own],
+        [key for key in own if key in state and own[key].shape != state[key].shape],
+    )
 
 
 def _check_fits(state: Mapping[str, Tensor], model: nn.Module, path: str | Path) -> None:
-    own = model.state_dict()
-    missing = [key for key in own if key not in state]
-    unexpected = [key for key in state if key not in own]
-    reshaped = [key for key in own if key in state and own[key].shape != state[key].shape]
+    missing, unexpected, reshaped = _misfits(state, model)
     if missing or unexpected or reshaped:
         first = ", ".join([*missing, *unexpected, *reshaped][:5])
         raise ValueError(
@@ -228,7 +270,9 @@ def save_weights(path: str | Path, state: Mapping[str, Tensor], metadata: Mappin
     Raises:
         OSError: the folder cannot be written to, or the disk is full.
     """
-    tensors = {key: value.detach().cpu().contiguous() for key, value in state.items()}
+    copies = {key: value.detach().cpu() for key, value in state.items()}
+    # Cloned, for a layer may have two names, and safetensors refuses tensors that share their memory.
+    tensors = {key: value.clone(memory_format=torch.contiguous_format) for key, value in copies.items()}
     write_whole(Path(path), safetensors.torch.save(tensors, dict(metadata)))
 
 

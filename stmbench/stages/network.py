@@ -1,40 +1,70 @@
 """The network a job describes: made, given weights, placed on the device, and its precision."""
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 
 from stmbench.data import DataInfo
-from stmbench.nn import create_model
-from stmbench.nn.backbone import Backbone
-from stmbench.nn.weights import kinds_of, load_weights
+from stmbench.measure.setting import AUTOCAST
+from stmbench.nn import create_model, timm_models, weights
 from stmbench.recipe import Recipe
 from stmbench.record import Job
-
-AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 class OutOfMemoryError(RuntimeError):
     """The device's memory ran out; the message names the setting to lower."""
 
 
-def make(job: Job, num_classes: int, device: str | None = None) -> Backbone:
+def make(job: Job, num_classes: int, device: str | None = None) -> nn.Module:
     """The job's network in its starting state, a function of the job's seed and weights file alone."""
+    if timm_models.is_timm(job.mixer):
+        model = _create(job, num_classes, partial(timm_models.create, job.mixer))
+    else:
+        model = _create(job, num_classes, partial(create_model, job.mixer, job.scale))
+    if job.weights:
+        load(job, model, job.weights)
+    return _placed(model, device or job.device)
+
+
+def twin(job: Job, num_classes: int) -> nn.Module:
+    """The same backbone around the identity: the job's network without its mixer."""
+    model = _create(job, num_classes, partial(create_model, "identity", job.scale, size_of=job.mixer))
+    return _placed(model, job.device)
+
+
+def _create(job: Job, num_classes: int, create: Callable[..., nn.Module]) -> nn.Module:
     data = job.recipe.data
     torch.manual_seed(job.seed)
-    model = create_model(
-        job.mixer,
-        job.scale,
+    return create(
         num_classes=num_classes,
         in_channels=data.channels,
         image_size=data.image_size,
         drop_path=job.recipe.model.drop_path,
-        weights=job.weights,
     )
-    return model.to(device or job.device, memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
+
+
+def _placed(model: nn.Module, device: str) -> nn.Module:
+    return model.to(device, memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
+
+
+def load(job: Job, model: nn.Module, file: str, *, ema: bool = False) -> None:
+    """Load a checkpoint of the job's kind of network; ValueError where it does not fit."""
+    weights.load_weights(model, file, ema=ema, adapt=_adapt(job))
+
+
+def classes_of(job: Job, model: nn.Module) -> int | None:
+    """How many classes the weights that the job starts from tell apart; None without a classifier."""
+    assert job.weights
+    return weights.classes_of(job.weights, model, adapt=_adapt(job))
+
+
+def _adapt(job: Job) -> weights.Adapt:
+    return timm_models.adapt if timm_models.is_timm(job.mixer) else weights.adapt_inputs
 
 
 def weights_file(job: Job, kind: str) -> Path:
@@ -42,7 +72,7 @@ def weights_file(job: Job, kind: str) -> Path:
     return job.folder / f"{kind}.safetensors"
 
 
-def trained(job: Job, info: DataInfo) -> Iterator[tuple[str, Backbone]]:
+def trained(job: Job, info: DataInfo) -> Iterator[tuple[str, nn.Module]]:
     """The networks an evaluation looks at: the run's own plain and EMA weights, else those it was given."""
     model = make(job, info.num_classes)
     if "train" in job.stages:
@@ -50,9 +80,9 @@ def trained(job: Job, info: DataInfo) -> Iterator[tuple[str, Backbone]]:
         files = {kind: file for kind, file in files.items() if Path(file).is_file()}
     else:
         assert job.weights, "a plan has weights to evaluate"
-        files = dict.fromkeys(kinds_of(job.weights), job.weights)
+        files = dict.fromkeys(weights.kinds_of(job.weights), job.weights)
     for kind, file in files.items():
-        load_weights(model, file, ema=kind == "ema")
+        load(job, model, file, ema=kind == "ema")
         yield kind, model
 
 
@@ -71,14 +101,6 @@ def autocast(recipe: Recipe, device: str) -> contextlib.AbstractContextManager[A
     if kind == "fp32":
         return contextlib.nullcontext()
     return torch.autocast(torch.device(device).type, AUTOCAST[kind])
-
-
-def synchronize(device: str) -> None:
-    """Wait until everything queued on the device is done."""
-    if device.startswith("cuda"):
-        torch.cuda.synchronize(device)
-    elif device == "mps":
-        torch.mps.synchronize()
 
 
 @contextlib.contextmanager

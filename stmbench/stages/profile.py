@@ -1,110 +1,381 @@
-"""Stage `profile`: latency at batch 1, throughput at the recipe's batch, and peak memory, for inference.
+"""Stage `profile`: what the network takes, in time, memory and energy, and how near it is to the limit.
 
-Measured in a fresh process, so that nothing training left behind (threads, caches, memory) has a part in
-it. Every sample is a forward pass between two synchronisations of the device, after a warm-up; the median
-and the interquartile range are reported.
+Every setting of the recipe (batch size, precision, execution, memory format; inference and a training step)
+is measured by the protocol latency/1 (`stmbench.measure.protocol`), each in a fresh process. So is the same
+backbone around the identity, whose time is what the mixer's time is compared with. What cannot be measured,
+out of memory above all, is a failure with its reason; the other settings go on.
 """
 
-import multiprocessing
-import signal
+import dataclasses
+import functools
+import gzip
+import itertools
+import json
+import math
 import statistics
-import sys
-import time
-from collections.abc import Iterator
-from concurrent.futures import ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
-from pathlib import Path
+from collections.abc import Generator, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any
 
-import psutil
 import torch
 
 import stmbench.data
-from stmbench.record import Event, Job, Measurement, Progress, condition
+from stmbench.catalog import TIMM
+from stmbench.measure import ceilings, count, protocol, roofline
+from stmbench.measure.process import WorkerError
+from stmbench.measure.protocol import Attempt
+from stmbench.measure.setting import Rates, Setting, check
+from stmbench.measure.statistics import summarise
+from stmbench.measure.worker import Worker
+from stmbench.nn.weights import write_whole
+from stmbench.record import Artifact, Event, Job, Measurement, Note, Progress, condition
 from stmbench.stages import network
+from stmbench.stages.train import make_optimizer
 
-WARM_UP_S = 0.5  # at least, and at least three passes
-LIMIT_S = 10.0  # of sampling per batch size; at least five samples are taken however long they last
-_SPAWN = multiprocessing.get_context("spawn")
+_BYTES = {"fp32": 4, "tf32": 4, "bf16": 2, "fp16": 2}  # of an element
+_TORCH = torch.__version__.partition("+")[0]
 
 
 def run(job: Job) -> Iterator[Event]:
-    """Yield `latency` (ms), `throughput` (images/s) and `peak_memory` (bytes) of the job's network."""
-    num_classes = stmbench.data.find(job.data).num_classes
-    batches = sorted({1, job.recipe.profile.batch_size})
-    for done, batch in enumerate(batches):
-        yield Progress("profile", f"profile batch {batch}", done, len(batches))
-        with ProcessPoolExecutor(1, _SPAWN, _leave_ctrl_c_to_the_parent) as pool:
-            try:
-                measurements = pool.submit(measure, job, num_classes, batch).result()
-            except BrokenProcessPool:
-                raise network.OutOfMemoryError(
-                    f"The measuring process was killed at batch {batch}, most likely for its memory; "
-                    f"try --set profile.batch_size={max(1, batch // 2)}."
-                ) from None
-        yield from measurements
-    yield Progress("profile", "profile", len(batches), len(batches))
+    """Yield the ceilings, the numbers of every setting, every round taken, and a picture of the roofline."""
+    numbers = []
+    for event in _events(job):
+        if isinstance(event, Measurement):
+            numbers.append(event)
+        yield event
+    points, most = roofline.read(f"{job.mixer} {job.scale}".strip(), numbers)
+    if points and most:
+        path = job.folder / "roofline.png"
+        roofline.draw(points, most, path, "What the device reaches, and what the network does")
+        yield Artifact("profile", "roofline", path)
 
 
-def _leave_ctrl_c_to_the_parent() -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+def _events(job: Job) -> Iterator[Event]:
+    check(job.device, job.recipe.profile)
+    session = _Session(job, stmbench.data.find(job.data).num_classes)
+    yield from _ceilings(session)
+    yield from _count(session)
+    for way in session.ways:
+        yield from _measure(session, way)
+    yield from _against_the_limit(session)
+    path = job.folder / "rounds.json.gz"
+    rounds = [_plain(session, attempt) for attempt in session.attempts]
+    write_whole(path, gzip.compress(json.dumps(rounds, separators=(",", ":")).encode()))
+    yield Artifact("profile", "rounds", path)
+    yield from _conclude(session)
+    yield Progress("profile", "profile", session.total, session.total)
 
 
-def measure(job: Job, num_classes: int, batch: int) -> list[Measurement]:
-    """Measure one batch size in this process."""
-    data, device = job.recipe.data, job.device
-    with network.memory_advice("profile.batch_size", batch):
-        model = network.make(job, num_classes).eval()
-        images = torch.randn(batch, data.channels, data.image_size, data.image_size, device=device)
-        images = images.contiguous(memory_format=torch.channels_last)
-        with torch.inference_mode(), network.autocast(job.recipe, device):
-            seconds = sample(lambda: model(images), device, job.recipe.profile.samples)
-    at = condition(
-        batch=batch,
-        device=torch.device(device).type,
-        precision=network.precision(job.recipe, device),
-        size=data.image_size,
-        threads=torch.get_num_threads(),
-        torch=torch.__version__.partition("+")[0],
-    )
-    low, median, high = statistics.quantiles(seconds, n=4)
-    found = [Measurement("profile", "peak_memory", peak_memory(device), "bytes", at)]
-    if batch == 1:
-        found += [
-            Measurement("profile", "latency", 1e3 * median, "ms", at),
-            Measurement("profile", "latency_iqr", 1e3 * (high - low), "ms", at),
+@dataclass
+class _Session:
+    """What the settings of one run share, and what has been found so far."""
+
+    job: Job
+    classes: int
+    matmul: dict[str, float | None] = field(default_factory=dict)  # ceilings in MACs/s, by precision
+    copy: float | None = None  # ceiling in bytes/s
+    no_ceilings: str = ""  # why some are not known
+    macs: int | None = None  # of one image
+    traffic: count.Traffic | None = None
+    attempts: list[Attempt] = field(default_factory=list)  # every one, in the order in which they were taken
+    kept: list[Attempt] = field(default_factory=list)  # one for each setting
+
+    @property
+    def batches(self) -> list[int]:
+        return sorted({1, *self.job.recipe.profile.batch_sizes})
+
+    @property
+    def ways(self) -> list[Setting]:
+        """Inference at batch 1 in every precision, execution and memory format."""
+        job, profile, data = self.job, self.job.recipe.profile, self.job.recipe.data
+        own = network.precision(job.recipe, job.device)
+        precisions: Any = dict.fromkeys(own if name == "auto" else name for name in profile.precisions)
+        lists = (precisions, dict.fromkeys(profile.executions), dict.fromkeys(profile.memory_formats))
+        shape = (data.channels, data.image_size, data.image_size)
+        return [
+            Setting(batch=1, shape=shape, device=job.device, precision=p, execution=e, memory_format=m)
+            for p, e, m in itertools.product(*lists)
         ]
-    if batch == job.recipe.profile.batch_size:
-        found.append(Measurement("profile", "throughput", batch / median, "images/s", at))
-    return [*found, Measurement("profile", "samples", len(seconds), "", at)]
+
+    @property
+    def controlled(self) -> bool:
+        """Whether the identity says what this mixer costs."""
+        mixer = self.job.mixer
+        return self.job.recipe.profile.control and mixer != "identity" and not mixer.startswith(TIMM)
+
+    @property
+    def total(self) -> int:
+        """Settings to be measured; one less where batch 1 is the best."""
+        trained = int(self.job.recipe.profile.train_batch_size > 0)
+        controls = min(2, len(self.batches)) + trained if self.controlled else 0
+        return len(self.ways) * (len(self.batches) + trained + controls)
+
+    def progress(self, text: str) -> Progress:
+        return Progress("profile", text, len(self.kept), self.total)
+
+    def ceiling(self, precision: str) -> Rates:
+        return Rates(self.matmul[precision], self.copy)
+
+    def raise_ceilings(self, precision: str, rates: Sequence[Rates]) -> None:
+        """A calibration that is faster than a ceiling shows that the ceiling was taken on a busy machine."""
+        best = ceilings.best([self.ceiling(precision), *rates])
+        self.matmul[precision], self.copy = best.matmul, best.copy
+
+    def at(self, setting: Setting, **batch: object) -> str:
+        """The condition of a setting's numbers; `batch` says how many images, where not the setting does."""
+        return condition(
+            **(batch or {"batch": setting.batch}),
+            device=torch.device(setting.device).type,
+            execution=setting.execution,
+            format=setting.memory_format,
+            precision=setting.precision,
+            protocol=protocol.name(self.job.recipe.profile.samples),
+            size=setting.shape[1],
+            threads=torch.get_num_threads(),
+            torch=_TORCH,
+        )
 
 
-def sample(call, device: str, count: int) -> list[float]:
-    """Seconds of each of up to `count` calls, after a warm-up."""
-
-    def once() -> float:
-        network.synchronize(device)
-        started = time.perf_counter()
-        call()
-        network.synchronize(device)
-        return time.perf_counter() - started
-
-    started, passes = time.perf_counter(), 0
-    while passes < 3 or time.perf_counter() - started < WARM_UP_S:
-        once()
-        passes += 1
-    seconds, started = [], time.perf_counter()
-    while len(seconds) < 5 or (len(seconds) < count and time.perf_counter() - started < LIMIT_S):
-        seconds.append(once())
-    return seconds
+def _ceilings(session: _Session) -> Iterator[Event]:
+    """Those the machine is known to have, and the rest measured."""
+    job, device = session.job, session.job.device
+    session.copy = job.ceilings.get(("ceiling.copy", _ceiling_at(device)))
+    for way in session.ways:
+        at = _ceiling_at(device, precision=way.precision)
+        session.matmul[way.precision] = job.ceilings.get(("ceiling.matmul", at))
+    if missing := [precision for precision, rate in session.matmul.items() if not (rate and session.copy)]:
+        yield session.progress("what this device reaches at most")
+        try:
+            for precision, rates in ceilings.measure(device, missing, torch.get_num_threads()).items():
+                session.raise_ceilings(precision, [rates])
+        except WorkerError as error:
+            session.no_ceilings = str(error)
+            yield Note("profile", f"What this device reaches at most could not be measured: {error}.")
+    yield from _ceiling_rows(session)
 
 
-def peak_memory(device: str) -> int:
-    """Bytes: allocated by torch on a GPU, else resident in this process at its peak."""
-    if device.startswith("cuda"):
-        return torch.cuda.max_memory_allocated(device)
-    status = Path("/proc/self/status")
-    if status.is_file():  # not ru_maxrss, which a child inherits from its parent
-        line = next(line for line in status.read_text().splitlines() if line.startswith("VmHWM:"))
-        return 1024 * int(line.split()[1])
-    memory = psutil.Process().memory_info()
-    return memory.peak_wset if sys.platform == "win32" else memory.rss
+def _ceiling_rows(session: _Session) -> Iterator[Measurement]:
+    device = session.job.device
+    rows = [("ceiling.copy", session.copy, "bytes/s", _ceiling_at(device))]
+    for precision, rate in session.matmul.items():
+        rows.append(("ceiling.matmul", rate, "MACs/s", _ceiling_at(device, precision=precision)))
+    for name, value, unit, at in rows:
+        reason = "" if value else session.no_ceilings
+        yield Measurement("profile", name, value or math.nan, unit, at, reason=reason)
+
+
+def _ceiling_at(device: str, **precision: str) -> str:
+    kind, threads = torch.device(device).type, torch.get_num_threads()
+    return condition(device=kind, threads=threads, torch=_TORCH, **precision)
+
+
+def _count(session: _Session) -> Iterator[Event]:
+    yield session.progress("MACs and bytes of an image")
+    shape = session.ways[0].shape
+    model = network.make(session.job, session.classes, device="cpu")
+    try:
+        session.macs = count.count(model, shape).macs
+        session.traffic = count.traffic(model, shape)
+    except RuntimeError as error:  # its times are as true
+        yield Note("profile", f"Shares of the ceilings are left out, MACs cannot be counted: {error}")
+
+
+def _measure(session: _Session, way: Setting) -> Iterator[Event]:
+    """One precision, execution and memory format: the batch sweep, the training step, the controls."""
+    sweep: list[Attempt] = []
+    for batch in session.batches:
+        attempt = yield from _setting(session, dataclasses.replace(way, batch=batch))
+        sweep.append(attempt)
+    controlled = [attempt for attempt in sweep if attempt.round and attempt.setting.batch == 1]
+    if fine := [attempt for attempt in sweep if attempt.round]:
+        best = min(fine, key=lambda attempt: attempt.median / attempt.setting.batch)
+        at = session.at(way, batches="+".join(map(str, session.batches)))
+        yield Measurement("profile", "best_throughput", best.setting.batch / best.median, "images/s", at)
+        yield Measurement("profile", "best_batch", best.setting.batch, "images", at)
+        controlled += [best] if best not in controlled else []
+    if batch := session.job.recipe.profile.train_batch_size:
+        step = yield from _setting(session, dataclasses.replace(way, mode="train", batch=batch))
+        controlled += [step] if step.round else []
+    for attempt in controlled if session.controlled else ():
+        yield from _compare(session, attempt)
+
+
+def _setting(session: _Session, setting: Setting) -> Generator[Event, None, Attempt]:
+    """The network itself under one setting: its numbers, or the failure."""
+    attempt = yield from _take(session, setting)
+    if attempt.round:
+        yield from _numbers(session, attempt)
+        return attempt
+    at, train = session.at(setting), setting.mode == "train"
+    units = {"throughput": "images/s", "peak_memory": "bytes"}
+    headlines = {f"train_{name}" if train else name: unit for name, unit in units.items()}
+    if train or setting.batch == 1:
+        headlines["train_step" if train else "latency"] = "ms"
+    for name, unit in headlines.items():
+        yield Measurement("profile", name, math.nan, unit, at, reason=attempt.error)
+    yield Note("profile", f"{_text(setting)} failed: {attempt.error}.")
+    return attempt
+
+
+def _compare(session: _Session, attempt: Attempt) -> Iterator[Event]:
+    """The time of a setting over that of the same backbone around the identity."""
+    control = yield from _take(session, attempt.setting, control=True)
+    name = "train_mixer_cost" if attempt.setting.mode == "train" else "mixer_cost"
+    value = attempt.median / control.median if control.round else math.nan
+    yield Measurement("profile", name, value, "", session.at(attempt.setting), reason=control.error)
+
+
+def _take(session: _Session, setting: Setting, *, control: bool = False) -> Generator[Event, None, Attempt]:
+    """Fresh processes until one was not disturbed, or failed; the attempt to keep."""
+    tries: list[Attempt] = []
+    while not tries or (tries[-1].disturbed and len(tries) < protocol.ATTEMPTS):
+        again = f", again: {tries[-1].disturbed[0]}" if tries else ""
+        attempt = yield from _attempt(session, setting, control, again)
+        tries.append(attempt)
+        if attempt.round:
+            session.raise_ceilings(setting.precision, attempt.round.rates)
+    session.attempts += tries
+    session.kept.append(protocol.kept(tries))
+    return session.kept[-1]
+
+
+def _attempt(
+    session: _Session, setting: Setting, control: bool, again: str
+) -> Generator[Event, None, Attempt]:
+    job, samples = session.job, session.job.recipe.profile.samples
+    make = functools.partial(network.twin if control else network.make, job, session.classes)
+    optimizer = functools.partial(make_optimizer, protocol=job.recipe, device=job.device)
+    text = _text(setting, control) + again
+    yield session.progress(text)
+    with Worker(make, setting, optimizer) as worker:
+        try:
+            prepared = worker.prepare()
+            each = statistics.median(prepared.warm_up)
+            yield session.progress(f"{text}: {samples} x {1e3 * each:.3g} ms")
+            taken = worker.sample(samples, protocol.LEAST_S)
+            memory = worker.memory()
+        except WorkerError as error:
+            return Attempt(setting=setting, control=control, error=str(error))
+    return Attempt(
+        setting=setting,
+        control=control,
+        prepared=prepared,
+        memory=memory,
+        round=taken,
+        disturbed=protocol.disturbances(setting, taken, session.ceiling(setting.precision)),
+    )
+
+
+def _text(setting: Setting, control: bool = False) -> str:
+    words = [setting.mode, f"batch {setting.batch}", setting.precision, setting.execution]
+    return " ".join([*words, setting.memory_format, *(["around the identity"] if control else [])])
+
+
+def _numbers(session: _Session, attempt: Attempt) -> Iterator[Measurement]:
+    """Everything measured under one setting, name by name."""
+    setting, at = attempt.setting, session.at(attempt.setting)
+    prefix = "train_" if setting.mode == "train" else ""
+    for name, (value, unit) in (_times(attempt) | _resources(attempt)).items():
+        yield Measurement("profile", prefix + name, value, unit, at)
+
+
+_Numbers = dict[str, tuple[float, str]]  # name -> (value, unit)
+
+
+def _times(attempt: Attempt) -> _Numbers:
+    """Throughput; at batch 1 and in training also the time of a pass, with its spread."""
+    assert attempt.round
+    assert attempt.prepared
+    setting, seconds = attempt.setting, attempt.round.seconds
+    found: _Numbers = {
+        "throughput": (setting.batch / attempt.median, "images/s"),
+        "samples": (len(seconds), ""),
+        "disturbed": (int(bool(attempt.disturbed)), ""),
+    }
+    if attempt.prepared.compile_s is not None:
+        found["compile_time"] = (attempt.prepared.compile_s, "s")
+    if setting.mode == "train":
+        return found | _spread("step", seconds, attempt.round.device_seconds)
+    if setting.batch == 1:
+        return found | _spread("latency", seconds, attempt.round.device_seconds)
+    return found
+
+
+def _spread(name: str, seconds: Sequence[float], device_seconds: Sequence[float]) -> _Numbers:
+    """Median, IQR, least and high quantiles in ms; on CUDA also the median of the device's own clock."""
+    summary = summarise([1e3 * each for each in seconds])
+    found: _Numbers = {
+        name: (summary.median, "ms"),
+        f"{name}_iqr": (summary.iqr, "ms"),
+        f"{name}_min": (summary.least, "ms"),
+        f"{name}_p90": (summary.p90, "ms"),
+        f"{name}_p95": (summary.p95, "ms"),
+    }
+    if summary.p99 is not None:
+        found[f"{name}_p99"] = (summary.p99, "ms")
+    if device_seconds:
+        found[f"{name}_events"] = (1e3 * statistics.median(device_seconds), "ms")
+    return found
+
+
+def _resources(attempt: Attempt) -> _Numbers:
+    """Memory, and energy where it is known."""
+    assert attempt.memory
+    assert attempt.round
+    memory = attempt.memory
+    found: _Numbers = {"peak_memory": (memory.peak, "bytes"), "base_memory": (memory.base, "bytes")}
+    if memory.reserved is not None:
+        found["peak_memory_reserved"] = (memory.reserved, "bytes")
+    if attempt.round.energy is not None:
+        found["energy"] = (attempt.round.energy / attempt.setting.batch, "J/image")
+    return found
+
+
+def _against_the_limit(session: _Session) -> Iterator[Measurement]:
+    """The ceilings as they stand at the end, and what each setting reaches of them."""
+    yield from _ceiling_rows(session)
+    if session.macs is None or session.traffic is None:
+        return
+    for attempt in session.kept:
+        if attempt.control or not attempt.round or attempt.setting.mode == "train":
+            continue
+        batch, precision, at = attempt.setting.batch, attempt.setting.precision, session.at(attempt.setting)
+        macs = batch * session.macs
+        moved = (session.traffic.weights + batch * session.traffic.activations) * _BYTES[precision]
+        yield Measurement("profile", "intensity", macs / moved, "MACs/byte", at)
+        most = session.ceiling(precision)
+        if most.matmul and most.copy:
+            seconds = attempt.median
+            yield Measurement("profile", "matmul_share", 100 * macs / seconds / most.matmul, "%", at)
+            yield Measurement("profile", "copy_share", 100 * moved / seconds / most.copy, "%", at)
+
+
+def _plain(session: _Session, attempt: Attempt) -> dict[str, Any]:
+    """An attempt as the artifact has it: times with five significant digits."""
+    values: dict[str, Any] = dataclasses.asdict(attempt) | {"condition": session.at(attempt.setting)}
+    if attempt.round:
+        for name in ("seconds", "device_seconds"):
+            values["round"][name] = [float(f"{each:.5g}") for each in values["round"][name]]
+    if attempt.prepared:
+        values["prepared"]["warm_up"] = [float(f"{each:.5g}") for each in values["prepared"]["warm_up"]]
+    return values
+
+
+def _conclude(session: _Session) -> Iterator[Note]:
+    """What the reader must know of the whole; RuntimeError when nothing was measured."""
+    own = [attempt for attempt in session.kept if not attempt.control]
+    if not any(attempt.round for attempt in own):
+        advice = "A smaller --scale, or a smaller --set data.image_size=N, may do"
+        if "eager" not in session.job.recipe.profile.executions:
+            advice = "Try --set 'profile.executions=[\"eager\"]'"
+        raise RuntimeError(f"No setting could be measured: {own[0].error}. {advice}.")
+    no_energy = next((attempt.prepared.no_energy for attempt in own if attempt.prepared), "")
+    if no_energy:
+        yield Note("profile", f"Energy is left out: {no_energy}.")
+    if disturbed := [attempt for attempt in session.kept if attempt.disturbed]:
+        first = disturbed[0]
+        yield Note(
+            "profile",
+            f"Disturbed every time, and marked: {len(disturbed)} of {len(session.kept)} settings "
+            f"({_text(first.setting, first.control)}: {first.disturbed[0]}).",
+        )

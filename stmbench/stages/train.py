@@ -7,6 +7,7 @@ CPU bit for bit, what it would have computed undisturbed.
 
 import inspect
 import io
+import json
 import math
 import time
 from collections.abc import Generator, Iterator, Mapping
@@ -22,7 +23,8 @@ from torch import Tensor, nn
 
 import stmbench.data
 from stmbench.data import DataInfo
-from stmbench.nn.weights import classes_of, save_weights, write_whole
+from stmbench.nn.timm_models import PREPARATION
+from stmbench.nn.weights import save_weights, write_whole
 from stmbench.recipe import Recipe
 from stmbench.record import Artifact, Event, Job, Measurement, Note, Progress, condition
 from stmbench.stages import evaluate, network
@@ -41,7 +43,7 @@ def run(job: Job) -> Generator[Event, None, None]:
     epochs = job.recipe.schedule.epochs
     if state.epoch:
         yield Note("train", f"Resuming after epoch {state.epoch} of {epochs}.")
-    elif job.weights and classes_of(job.weights) != info.num_classes:
+    elif job.weights and network.classes_of(job, state.model) != info.num_classes:
         yield Note("train", f"{job.weights} has other classes: a new classifier is trained.")
     for epoch in range(state.epoch + 1, epochs + 1):
         started = time.perf_counter()
@@ -135,10 +137,11 @@ class TrainState:
             "scale": job.scale,
             "weights": kind,
             "epoch": str(self.epoch),
-            "recipe": f"{job.recipe.name}@{job.recipe.digest}",
+            "recipe": f"{job.recipe.name}@{job.recipe_digest}",
             "data": f"{self.info.name}@{self.info.fingerprint}",
             "seed": str(job.seed),
             "top1": str(self.top1[kind]),
+            "preprocessing": json.dumps({key: getattr(job.recipe.data, key) for key in PREPARATION}),
         }
 
     def _load(self) -> None:

@@ -1,7 +1,7 @@
 """What the database hands out: one frozen dataclass per kind of row. Times are aware and in UTC."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
 from typing import Any, Literal
@@ -26,6 +26,7 @@ class NewRun:
     data_fingerprint: str
     weights: str = ""  # the checkpoint file the run started from, if any
     weights_sha256: str = ""
+    preprocessing: Mapping[str, Any] = field(default_factory=dict)  # a model's own, in the recipe's terms
     device: str  # cpu, cuda or mps
     hardware: str  # model of the CPU or GPU; rows of the leaderboard share it
     precision: str  # fp32, bf16 or fp16

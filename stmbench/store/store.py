@@ -8,6 +8,7 @@ import dataclasses
 import difflib
 import hashlib
 import math
+import re
 import secrets
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
@@ -16,7 +17,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from sqlalchemy import URL, Connection, Engine, Row, Table, insert, select, update
+from sqlalchemy import URL, Connection, Engine, Row, Table, func, insert, select, update
 
 from stmbench.record import Artifact, Measurement
 from stmbench.store import database, process, tables
@@ -91,7 +92,7 @@ class Store:
             if isinstance(value, tuple):
                 values[key] = list(value)
         with self._write() as connection:
-            run_id = _free_id(connection, f"{new.mixer}-{new.scale}")
+            run_id = _free_id(connection, _slug(new))
             connection.execute(
                 insert(tables.run).values(
                     id=run_id,
@@ -163,7 +164,7 @@ class Store:
         key = {"run": run_id, "stage": m.stage, "name": m.name, "condition": m.condition, "step": m.step}
         value = None if math.isnan(m.value) else float(m.value)
         with self._write() as connection:
-            _put(connection, tables.measurement, key, {"value": value, "unit": m.unit})
+            _put(connection, tables.measurement, key, {"value": value, "unit": m.unit, "reason": m.reason})
 
     def attach(self, run_id: str, artifact: Artifact, folder: Path) -> ArtifactRecord:
         """Commit a file in the run's `folder`, with its size and SHA-256. The same path again replaces it.
@@ -251,9 +252,29 @@ class Store:
         rows = tables.measurement.c
         return self._measurements(rows.stage.in_(stages), rows.name.in_(names), rows.step == 0)
 
+    def ceilings(self, host: str, hardware: str) -> dict[tuple[str, str], float]:
+        """The most that any run on this machine has measured its device to reach, by name and condition."""
+        rows, runs = tables.measurement.c, tables.run.c
+        query = select(rows.name, rows.condition, func.max(rows.value)).join(tables.run, runs.id == rows.run)
+        query = query.where(runs.host == host, runs.hardware == hardware, rows.stage == "profile")
+        query = query.where(rows.name.in_(("ceiling.matmul", "ceiling.copy")), rows.value.is_not(None))
+        return {
+            (name, at): value for name, at, value in self._fetch(query.group_by(rows.name, rows.condition))
+        }
+
     def _measurements(self, *conditions: Any) -> defaultdict[str, list[Measurement]]:
         rows = tables.measurement.c
-        query = select(rows.run, rows.stage, rows.name, rows.value, rows.unit, rows.condition, rows.step)
+        order = (
+            rows.run,
+            rows.stage,
+            rows.name,
+            rows.value,
+            rows.unit,
+            rows.condition,
+            rows.step,
+            rows.reason,
+        )
+        query = select(*order)
         found: defaultdict[str, list[Measurement]] = defaultdict(list)
         for run_id, stage, name, value, *rest in self._fetch(query.where(*conditions)):
             found[run_id].append(Measurement(stage, name, math.nan if value is None else value, *rest))
@@ -287,6 +308,11 @@ def _make_folder(folder: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise OSError(f"Cannot make the folder {folder} for results: {error.strerror}.") from error
+
+
+def _slug(new: NewRun) -> str:
+    """The network's name and scale, of characters that are safe in the name of a folder anywhere."""
+    return re.sub(r"[^\w.]+", "-", "-".join(filter(None, (new.mixer, new.scale))))
 
 
 def _free_id(connection: Connection, stem: str) -> str:

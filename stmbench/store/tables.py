@@ -25,7 +25,7 @@ from sqlalchemy import (
     TypeDecorator,
 )
 
-SCHEMA = "0001"  # the newest revision in migrations/versions; revisions sort by their names
+SCHEMA = "0002"  # the newest revision in migrations/versions; revisions sort by their names
 VERSION_TABLE = "stmbench_version"
 
 
@@ -75,6 +75,7 @@ run = Table(
     Column("weights_sha256", String(64), nullable=False),
     Column("device", String(16), nullable=False),
     Column("hardware", String(255), nullable=False),
+    Column("preprocessing", JSON, nullable=False, server_default="{}"),
     Column("precision", String(16), nullable=False),
     Column("threads", Integer, nullable=False),
     Column("argv", JSON, nullable=False),
@@ -109,6 +110,7 @@ measurement = Table(
     Column("step", Integer, primary_key=True, autoincrement=False),
     Column("value", Double),  # NULL for not-a-number, which SQLite cannot hold
     Column("unit", String(32), nullable=False),
+    Column("reason", Text, nullable=False, server_default=""),  # why there is no value
     sqlite_with_rowid=False,
 )
 

@@ -1,6 +1,7 @@
 """What a running run shows, with a terminal and without."""
 
 import io
+import math
 
 import pytest
 from rich.console import Console
@@ -57,7 +58,10 @@ def test_what_each_stage_found() -> None:
         Measurement("eval", "top1", 88.3, "%", "weights=plain"),
         Measurement("eval", "top5", 99.0, "%", "weights=plain"),
         Measurement("profile", "latency", 7.5, "ms"),
-        Measurement("profile", "throughput", 2100.0, "images/s"),
+        Measurement("profile", "latency", math.nan, "ms", "execution=compiled", reason="no compiler"),
+        Measurement("profile", "best_throughput", 2100.0, "images/s"),
+        Measurement("profile", "best_batch", 64, "images"),
+        Measurement("profile", "mixer_cost", 1.5),
     ]
     out = io.StringIO()
     with draw.Drawer(Console(file=out, width=120)) as drawer:
@@ -69,4 +73,4 @@ def test_what_each_stage_found() -> None:
     assert "4.39 M parameters, 0.86 G MACs" in text
     assert "top-1 88.30 %, top-5 99.00 %" in text
     assert "EMA" not in text
-    assert "latency 7.50 ms, 2,100 images/s" in text
+    assert "latency 7.5 ms, 2,100 images/s at batch 64, 1.50x the identity's time" in text

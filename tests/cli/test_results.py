@@ -1,7 +1,9 @@
 """The reading commands: what they print, to whom, what they refuse, and what they must not import."""
 
 import dataclasses
+import io
 import json
+import math
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -42,6 +44,11 @@ def store(db: str, new_run: NewRun) -> Iterator[Store]:
         store.record(run.id, Measurement("eval", "top1", 88.7, "%", "weights=plain"))
         store.record(run.id, Measurement("eval", "images", 2000, "images", "weights=plain"))
         store.record(run.id, Measurement("profile", "latency", 12.34, "ms", "batch=1,device=cpu"))
+        at = "device=cpu,execution=compiled,size=28,threads=2"
+        for batch, reason in ((1, ""), (64, "no C++ compiler")):
+            value = math.nan if reason else 812.5
+            m = Measurement("profile", "throughput", value, "images/s", f"batch={batch},{at}", reason=reason)
+            store.record(run.id, m)
         store.end_run(run.id, "done")
         failed = store.create_run(dataclasses.replace(new_run, mixer="swin"))
         store.start_stage(failed.id, "train")
@@ -69,7 +76,7 @@ def test_the_leaderboard_is_a_table(read) -> None:
     assert lines[2].split()[:5] == ["1", "halo", "from", "start.pth", "micro"]
     assert "12.3 ms" in lines[2]
     assert "88.70  87.2" in lines[2]
-    assert lines[3] == "latency: batch=1, device=cpu"
+    assert lines[3] == "latency at batch=1; device=cpu"
 
 
 def test_piped_tables_are_plain_and_never_folded(read, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -131,11 +138,22 @@ def test_show_tells_the_whole_story(read) -> None:
         "device Some CPU (2 cores) [cpu], fp32, 2 threads",
         "eval top1 88.7 % weights=plain",
         "profile latency 12.34 ms batch=1, device=cpu",
+        "profile throughput 812.5 images/s batch=1, device=cpu, execution=compiled",
+        "profile throughput failed images/s batch=64, device=cpu, execution=compiled, size=28, threads=2: no",
         "epoch loss top1 plain 1 2 81 2 1 82",
         "plain.safetensors weights 2.50 MB",
     ):
         assert part in text, part
     assert "failed: the loss is no longer a number [epoch 3]" in read("show", "swin")
+
+
+def test_what_all_conditions_share_is_said_once() -> None:
+    at = "device=cpu,size=28,threads=2"
+    rows = [Measurement("profile", "throughput", 9.0, "images/s", f"batch={batch},{at}") for batch in (1, 64)]
+    out = io.StringIO()
+    Console(file=out, width=200).print(results._numbers(rows))
+    assert out.getvalue().count("threads=2") == 1
+    assert "batch=64" in out.getvalue()
 
 
 def test_nothing_to_show(read, tmp_path: Path) -> None:

@@ -1,6 +1,7 @@
 """The command line as a user meets it: runs, mistakes, interruptions."""
 
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -8,10 +9,12 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import timm
 import torch
 from safetensors.torch import load_file
 
 from stmbench import cli
+from stmbench.leaderboard import NONE
 from stmbench.nn import create_model
 from stmbench.nn.weights import save_weights
 from stmbench.store import open_store
@@ -97,7 +100,12 @@ MISTAKES = [
     (["--device", "gpu"], "Unknown device 'gpu'."),
     (["--data", "nowhere/at/all"], "No data at nowhere/at/all."),
     (["--weights", "absent.pth"], "absent.pth."),
-    (["--mixer", ","], "--mixer and --stage take names"),
+    (["--model", "timm:test_resne"], "Unknown timm model 'test_resne'. Did you mean 'timm:test_resnet'?"),
+    (["--model", "timm:hf-hub:timm/resnet18"], "would be downloaded"),
+    (["--model", "timm:test_vit"], "timm:test_vit does not take 28x28 images of 1 channel"),
+    (["--model", "timm:test_resnet", "--scale", "tiny"], "--scale is of the mixers' backbone"),
+    (["--model", "timm:test_resnet", "--stage", "eval"], "Nothing to evaluate"),
+    (["--mixer", ","], "--mixer, --model and --stage take names"),
     (["--stage", "eval"], "Nothing to evaluate"),
 ]
 
@@ -111,6 +119,58 @@ def test_a_mistake_ends_in_one_line_and_exit_code_2(
     assert line in err
     assert len(err.strip().splitlines()) == 1
     assert not (tmp_path / "runs").exists()
+
+
+def test_a_model_of_timm_is_run_and_ranked_beside_a_mixer(invoke: Invoke, tmp_path: Path) -> None:
+    given = ("--mixer", "dwconv", "--model", "timm:test_resnet", "--stage", "build,train,eval")
+    code, out, err = invoke("run", *given, "--set", "schedule.epochs=1")
+    assert (code, err) == (0, "")
+    with open_store(str(tmp_path / "runs/stmbench.db"), create=False) as store:
+        (run,) = store.runs(mixer="timm:test_resnet")
+        assert re.fullmatch(r"timm-test_resnet-[0-9a-f]{6}", run.id)
+        assert run.folder.name == run.id
+        assert [stage.name for stage in store.stages(run.id)] == ["build", "train", "eval"]
+        assert {stage.state for stage in store.stages(run.id)} == {"done"}
+        found = {m.name: m.value for m in store.measurements(run.id)}
+        model = timm.create_model("test_resnet", num_classes=4, in_chans=1)
+        assert found["parameters"] == sum(parameter.numel() for parameter in model.parameters())
+        assert found["macs"] > 1e6
+    assert "timm:test_resnet, recipe tiny" in out
+    _, out, _ = invoke("leaderboard", "--format", "csv")
+    assert [line.count(",timm:test_resnet,,") for line in out.splitlines()].count(1) == 1
+    assert "dwconv" in out
+    _, out, _ = invoke("leaderboard", "--mixer", "timm:test_resnet", "--format", "markdown")
+    assert f"| timm:test_resnet | {NONE} |" in out
+    assert "dwconv" not in out
+    assert run.id in invoke("runs", "--mixer", "timm:test_resnet")[1]
+    assert re.search(r"network\s+timm:test_resnet\s*\n", invoke("show", run.id)[1])
+
+
+@pytest.mark.slow
+def test_a_model_of_timm_is_profiled(invoke: Invoke, tmp_path: Path) -> None:
+    code, _, err = invoke("run", "--model", "timm:test_resnet", "--stage", "profile")
+    assert (code, err) == (0, "")
+    with open_store(str(tmp_path / "runs/stmbench.db"), create=False) as store:
+        names = {m.name for m in store.measurements(store.runs()[0].id)}
+    assert {"latency", "throughput", "train_step"} <= names
+    assert "mixer_cost" not in names  # there is no backbone of ours to put the identity into
+
+
+def test_the_preprocessing_of_weights_is_shown_and_warned_of_once(invoke: Invoke, tmp_path: Path) -> None:
+    save_weights(tmp_path / "w.safetensors", timm.create_model("test_resnet").state_dict(), {})
+    tiny = (tmp_path / "tiny.toml").read_text().replace("channels = 1", "channels = 3")
+    (tmp_path / "tiny.toml").write_text(tiny.replace("[0.5]", "[0.5, 0.25, 0.5]"))
+    given = ("--model", "timm:test_resnet", "--weights", "w.safetensors", "--stage", "train,eval")
+    code, out, err = invoke("run", *given, "--dry-run")
+    assert (code, "Images prepared as the weights want: mean=[0.5, 0.5, 0.5]" in out) == (0, True)
+    assert f"timm:test_resnet  {NONE}" in out
+    assert err.startswith("Warning: The weights of timm:test_resnet want mean = [0.5, 0.5, 0.5], the")
+    assert len(err.splitlines()) == 1
+    code, out, again = invoke("run", *given)
+    assert (code, again) == (0, err)
+    run_id = out.split()[0]
+    assert "images" in (shown := invoke("show", run_id)[1])
+    assert "mean [0.5, 0.5, 0.5]" in shown
 
 
 def test_broken_toml_is_named(invoke: Invoke, tmp_path: Path) -> None:

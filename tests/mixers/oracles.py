@@ -179,3 +179,23 @@ def dcnv3(mixer: Any, x: Tensor) -> Tensor:
         mixed = torch.stack(out).reshape(height, width, dim)
         images.append(mixed @ mixer.proj.weight.T + mixer.proj.bias)
     return torch.stack(images)
+
+
+def pool(mixer: Any, x: Tensor) -> Tensor:
+    images = []
+    for image in x:
+        height, width, _ = image.shape
+        inner = image @ mixer.proj_in.weight.T + mixer.proj_in.bias
+        out = []
+        for y, x_ in positions(height, width):
+            near = [(y + dy, x_ + dx) for dy in (-1, 0, 1) for dx in (-1, 0, 1)]
+            inside = [inner[p] for p in near if 0 <= p[0] < height and 0 <= p[1] < width]
+            out.append(sum(inside) / len(inside) - inner[y, x_])
+        mixed = torch.stack(out).reshape(inner.shape)
+        images.append(mixed @ mixer.proj_out.weight.T + mixer.proj_out.bias)
+    return torch.stack(images)
+
+
+def identity(mixer: Any, x: Tensor) -> Tensor:
+    inner = x @ mixer.proj_in.weight.T + mixer.proj_in.bias
+    return inner @ mixer.proj_out.weight.T + mixer.proj_out.bias

@@ -1,5 +1,6 @@
 """Every mixer: equal to its oracle with all gradients, any size, any precision, exact MACs."""
 
+import itertools
 from collections.abc import Callable
 from typing import Any
 
@@ -13,6 +14,8 @@ from torch.utils.flop_counter import FlopCounterMode
 from stmbench.mixers.dcnv3 import DeformableConvV3
 from stmbench.mixers.dwconv import DepthwiseConv
 from stmbench.mixers.halo import HaloAttention
+from stmbench.mixers.identity import Identity
+from stmbench.mixers.pool import Pool
 from stmbench.mixers.sra import SpatialReductionAttention
 from stmbench.mixers.swin import ShiftedWindowAttention
 
@@ -24,6 +27,8 @@ MIXERS: dict[str, tuple[Callable[[], Any], Callable[[Any, Tensor], Tensor]]] = {
     "sra 4": (lambda: SpatialReductionAttention(8, num_heads=2, reduction=4), oracles.sra),
     "dwconv": (lambda: DepthwiseConv(8), oracles.dwconv),
     "dcnv3": (lambda: DeformableConvV3(32), oracles.dcnv3),
+    "pool": (lambda: Pool(8), oracles.pool),
+    "identity": (lambda: Identity(8), oracles.identity),
 }
 SIZES = [(1, 1), (3, 5), (5, 11), (15, 8)]
 
@@ -83,22 +88,70 @@ def test_autocast_is_close_to_float32(name: str, dtype: torch.dtype) -> None:
     assert all(parameter.grad.isfinite().all() for parameter in mixer.parameters())
 
 
-# Products that `macs` declares and no counter sees, (B = 1, H, W, C): dcnv3's samples; the rows of halo's
-# tables that the operator defines and the code leaves unread.
-UNCOUNTED = {
-    "dcnv3": lambda h, w, c: 45 * h * w * c,
-    "halo": lambda h, w, c: 24 * -(-h // 7) * -(-w // 7) * 49 * c,
-}
-
-
-@pytest.mark.parametrize("size", [(9, 11), (14, 28), (15, 8)], ids=str)
+@pytest.mark.parametrize("size", [(9, 11), (14, 28), (15, 8), (7, 7), (7, 20), (5, 11), (1, 1)], ids=str)
 @pytest.mark.parametrize("name", MIXERS)
 def test_macs_equal_what_a_counter_counts(name: str, size: tuple[int, int]) -> None:
     mixer = make(name)
     with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
         mixer(torch.randn(1, *size, mixer.dim))
-    hidden = UNCOUNTED.get(name, lambda *_: 0)(*size, mixer.dim)
-    assert mixer.macs(*size) == counter.get_total_flops() // 2 + hidden
+    samples = 45 * size[0] * size[1] * mixer.dim if name == "dcnv3" else 0  # which torch does not count
+    assert mixer.macs(*size).computed == counter.get_total_flops() // 2 + samples
+
+
+def halo_window(size: int) -> int:
+    return 13 if size >= 7 else size
+
+
+def halo_padding(height: int, width: int, dim: int) -> int:
+    """Score by score: attention, then the tables of positions, of whose rows some belong to no key."""
+    rows, columns, spent = halo_window(height), halo_window(width), 0
+    reach = [(n, min(n, 7), 3 if n >= 7 else 0) for n in (height, width)]
+    blocks = [[range(start, start + block) for start in range(0, n, block)] for n, block, _ in reach]
+    for ys, xs in itertools.product(*blocks):
+        near = [
+            range(own[0] - far, own[-1] + far + 1) for own, (_, _, far) in zip((ys, xs), reach, strict=True)
+        ]
+        for y, x in itertools.product(ys, xs):
+            outside = [
+                [key not in range(n) for key in keys] for keys, n in zip(near, (height, width), strict=True)
+            ]
+            if y >= height or x >= width:
+                spent += 2 * rows * columns + (2 * rows - 1) + (2 * columns - 1)
+            else:
+                spent += (
+                    2 * sum(a or b for a, b in itertools.product(*outside))
+                    + sum(outside[0])
+                    + sum(outside[1])
+                )
+    return spent * dim
+
+
+def swin_padding(height: int, width: int, dim: int, shift: int) -> int:
+    """Pair by pair, on the map as it lies when it is cut into windows."""
+    inside = torch.zeros([n if n <= 7 else -(-n // 7) * 7 for n in (height, width)], dtype=torch.bool)
+    inside[:height, :width] = True
+    inside = inside.roll([-shift if n > 7 else 0 for n in (height, width)], (0, 1))
+    windows = [w for rows in inside.split(7) for w in rows.split(7, 1)]
+    return 2 * dim * sum(w.numel() ** 2 - int(w.sum()) ** 2 for w in windows)
+
+
+@pytest.mark.parametrize("size", [(9, 11), (14, 28), (15, 8), (7, 7), (7, 20), (5, 11), (1, 1)], ids=str)
+def test_padding_is_what_lies_outside_the_image(size: tuple[int, int]) -> None:
+    height, width = size
+    assert make("halo").macs(*size).padding == halo_padding(*size, 8)
+    for name, shift in (("swin", 0), ("swin shifted", 3)):
+        assert make(name).macs(*size).padding == swin_padding(*size, 8, shift)
+    whole = -(-height // 4) * -(-width // 4) * 16
+    assert make("sra 4").macs(*size).padding == (whole - height * width) * 8 * 8
+    for name in ("sra 1", "dwconv", "dcnv3", "pool", "identity"):
+        assert (make(name).macs(*size).padding, make(name).macs(*size).skipped) == (0, 0)
+
+
+def test_published_totals_are_those_of_whole_windows_and_tables() -> None:
+    mixer = HaloAttention(8, num_heads=2)
+    for side, windows in ((7, 1), (14, 4), (56, 64)):
+        scores = windows * 49 * (2 * 13 * 13 + 2 * 25) * 8
+        assert mixer.macs(side, side).total == 4 * side**2 * 8**2 + scores
 
 
 def test_heads_and_groups_must_divide_the_channels() -> None:

@@ -11,18 +11,23 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 import stmbench
 from stmbench import catalog
+from stmbench.mixers.identity import Identity
 from stmbench.nn.backbone import Backbone, resize_position_map
 from stmbench.nn.weights import load_weights, save_weights
 
-MIXERS = ["halo", "swin", "sra", "dwconv", "dcnv3"]
+MIXERS = ["halo", "swin", "sra", "dwconv", "dcnv3", "pool", "identity"]
 SCALES = ["micro", "tiny", "small", "base"]
 
+# dwconv's networks without its kernels.
+_CONTROL = [(4335624, 0.61), (31633960, 4.92), (53827240, 9.25), (95110376, 16.44)]
 # arXiv:2211.05781's networks at 224 x 224: parameters and GMACs (dcnv3's without its sampling), by scale.
 GOLDEN = {
     "halo": [(4389672, 0.86), (31523176, 5.30), (52831336, 9.81), (93327336, 17.03)],
     "sra": [(4454056, 0.61), (31157736, 4.71), (50887656, 7.55), (91566312, 13.13)],
     "swin": [(4381042, 0.70), (31540546, 4.88), (52867666, 9.13), (93388576, 16.13)],
     "dwconv": [(4439624, 0.65), (31912360, 5.00), (54393640, 9.39), (95865576, 16.62)],
+    "pool": _CONTROL,
+    "identity": _CONTROL,
     "dcnv3": [(4302692, 0.64), (29933272, 4.79), (50082280, 8.17), (97465192, 16.00)],
 }
 
@@ -47,7 +52,7 @@ def make_shallow(mixer: str) -> Backbone:
     widths = row.scales["micro"].widths
 
     def make_mixer(level: int, block: int) -> nn.Module:
-        return catalog.resolve(row.target)(widths[level], **row.options("micro", level, block))
+        return catalog.resolve(row.target)(widths[level], **row.options(widths[level], level, block))
 
     model = Backbone(widths, (1, 1, 2, 1), make_mixer, position_map=row.position_map, num_classes=10).eval()
     return enliven(model)
@@ -58,7 +63,7 @@ def make_shallow(mixer: str) -> Backbone:
 def test_parameters_and_macs_are_the_published_networks(mixer: str, scale: str) -> None:
     with torch.device("meta"):
         model = stmbench.create_model(mixer, scale)
-    macs = sum(model.macs(224, 224).values())
+    macs = sum(part.total for part in model.macs(224, 224).values())
     if mixer == "dcnv3":
         size = catalog.scale(mixer, scale)
         sides = [56, 28, 14, 7]
@@ -67,15 +72,36 @@ def test_parameters_and_macs_are_the_published_networks(mixer: str, scale: str) 
     assert (parameters, round(macs / 1e9, 2)) == GOLDEN[mixer][SCALES.index(scale)]
 
 
+@pytest.mark.parametrize("mixer", ["halo", "sra"])
+def test_a_twin_differs_from_the_network_in_its_mixers_alone(mixer: str) -> None:
+    ours, twin = (stmbench.create_model(name, "micro", size_of=mixer) for name in (mixer, "identity"))
+    shapes = [
+        {name: p.shape for name, p in model.named_parameters() if ".mixer." not in name}
+        for model in (ours, twin)
+    ]
+    assert shapes[0] == shapes[1]
+    assert {type(block.mixer) for level in twin.levels for block in level.blocks} == {Identity}
+
+
 def test_macs_are_told_by_part() -> None:
-    parts = make("dwconv").macs(33, 47)  # levels of 9 x 12, 5 x 6, 3 x 3 and 2 x 2 positions
+    model = make("dwconv")
+    macs = model.macs(33, 47)  # levels of 9 x 12, 5 x 6, 3 x 3 and 2 x 2 positions
+    parts = {name: part.total for name, part in macs.items()}
     assert parts["stem"] == 17 * 24 * 9 * 3 * 16 + 9 * 12 * 9 * 16 * 32
     assert parts["level2.downsample"] == 5 * 6 * 9 * 32 * 64
     assert parts["level3.mixers"] == 8 * 3 * 3 * 128 * (2 * 128 + 49)
     assert parts["level3.mlps"] == 8 * 3 * 3 * 2 * 128 * 512
     assert parts["head"] == 2 * 2 * 256 * 384 + 384 * 10
     levels = [f"level{i}.{part}" for i in range(1, 5) for part in ("downsample", "mixers", "mlps")]
-    assert list(parts) == ["stem", *levels[1:], "head"]
+    assert list(parts) == ["stem", *levels[1:], "head"] == list(model.parts())
+
+
+def test_parts_are_modules_that_share_nothing() -> None:
+    model = make("dwconv")
+    layers = [name for name, module in model.named_modules() if isinstance(module, nn.Conv2d | nn.Linear)]
+    modules = [module for part in model.parts().values() for module in part]
+    for name in layers:
+        assert sum(name.startswith(f"{module}.") for module in modules) == 1 or name in modules, name
 
 
 @pytest.mark.parametrize("size", [(224, 224), (225, 160), (33, 47), (7, 7), (1, 1)], ids=str)

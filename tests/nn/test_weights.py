@@ -101,6 +101,15 @@ def test_another_channel_count_adapts_the_first_convolution(published: Path) -> 
     torch.testing.assert_close(gray(images), rgb(images.expand(-1, 3, -1, -1)), rtol=1e-4, atol=1e-4)
 
 
+def test_a_layer_with_two_names_is_saved_under_both(tmp_path: Path) -> None:
+    layer = torch.nn.Linear(2, 2)
+    state = torch.nn.ModuleDict({"one": layer, "other": layer}).state_dict()
+    save_weights(tmp_path / "tied.safetensors", state, {})
+    again, _ = read_weights(tmp_path / "tied.safetensors")
+    assert again.keys() == state.keys()
+    assert torch.equal(again["one.weight"], again["other.weight"])
+
+
 def test_gray_weights_do_not_fit_colour(tmp_path: Path) -> None:
     path = tmp_path / "gray.safetensors"
     save_weights(path, stmbench.create_model("dwconv", "micro", in_channels=1).state_dict(), {})

@@ -126,10 +126,10 @@ def test_gradients_accumulate_to_the_mean_over_the_batch(
     gradients = []
 
     def forward(state: train.TrainState, images: torch.Tensor, labels: torch.Tensor):
-        return state.model.head.fc.bias.sum(), torch.zeros(len(labels), 4)
+        return state.model.get_parameter("head.fc.bias").sum(), torch.zeros(len(labels), 4)
 
     def update(state: train.TrainState, count: int) -> None:
-        gradients.append(state.model.head.fc.bias.grad)
+        gradients.append(state.model.get_parameter("head.fc.bias").grad)
         state.optimizer.zero_grad(set_to_none=True)
 
     monkeypatch.setattr(train, "_forward", forward)

@@ -1,0 +1,1 @@
+"""How things are measured: multiply-accumulates, time, memory, energy, and what the machine can reach."""

@@ -1,0 +1,182 @@
+"""What a measuring process holds: one network, made ready to run as its setting says."""
+
+import contextlib
+import gc
+import time
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from stmbench.measure import clock, machine
+from stmbench.measure.ceilings import Yardstick, set_tf32
+from stmbench.measure.process import failure
+from stmbench.measure.setting import AUTOCAST, FORMATS, Memory, Prepared, Rates, Round, Setting
+
+MakeOptimizer = Callable[[nn.Module], torch.optim.Optimizer]
+CALIBRATION_S = 0.03  # of the matrix product and of the copy, each before and after a round
+
+
+def adamw(model: nn.Module) -> torch.optim.Optimizer:
+    """torch's AdamW, fused into one kernel per step."""
+    return torch.optim.AdamW(model.parameters(), fused=True)
+
+
+class Subject:
+    """A network under one setting; lives in the measuring process, see `stmbench.measure.worker.Worker`."""
+
+    def __init__(
+        self, make: Callable[[], nn.Module], setting: Setting, make_optimizer: MakeOptimizer, threads: int
+    ) -> None:
+        self.setting, self._make, self._make_optimizer = setting, make, make_optimizer
+        torch.set_num_threads(threads)
+        set_tf32(setting.precision == "tf32")
+        if setting.device.startswith("cuda"):
+            torch.cuda.init()  # there are no memory statistics to reset before
+            torch.cuda.set_device(torch.device(setting.device).index or 0)
+        self._energy = machine.Energy(setting.device)
+        self._yardstick: Yardstick | None = None
+
+    def wait(self) -> None:
+        """Answered as soon as there is anybody to answer."""
+
+    def prepare(self) -> Prepared:
+        """Make, compile and warm up the network."""
+        device = self.setting.device
+        machine.reset_peak(device)
+        base = machine.memory(device)
+        once = self._passes(self._make())
+        compile_s = None
+        if self.setting.execution != "eager":
+            started = time.perf_counter()
+            try:
+                once = _first_pass(once) if self.setting.execution == "compiled" else _captured(once)
+            except Exception as error:
+                raise failure(error, otherwise="compile") from error
+            clock.waiter(device)()
+            compile_s = time.perf_counter() - started
+        warm_up, settled = clock.warm_up(once, device)
+        self._once = once
+        reserved = torch.cuda.max_memory_reserved(device) if device.startswith("cuda") else None
+        self._memory = Memory(base=base, peak=machine.peak(device), reserved=reserved)
+        with contextlib.suppress(MemoryError, torch.OutOfMemoryError):  # goes without, rather than not at all
+            self._yardstick = Yardstick(device, self.setting.precision)
+        gc.freeze()  # what is there now stays: collecting before each round has little to look through
+        return Prepared(
+            compile_s=compile_s, warm_up=tuple(warm_up), settled=settled, no_energy=self._energy.missing
+        )
+
+    def sample(self, count: int, least_s: float, calibrate: bool) -> Round:
+        """Time passes, between two looks at the machine."""
+        device, yardstick = self.setting.device, self._yardstick if calibrate else None
+        before, rates_before = machine.state(device), _rates(yardstick)
+        for _ in range(clock.FEWEST):  # the calibration has taken the caches
+            self._once()
+        clock.waiter(device)()
+        load = machine.Load()
+        self._energy.start()
+        seconds, device_seconds = clock.time_passes(self._once, count, device, least_s)
+        joules = self._energy.joules()
+        others, steal = load.shares()
+        after = machine.state(device)
+        return Round(
+            seconds=tuple(seconds),
+            device_seconds=tuple(device_seconds),
+            before=before,
+            after=after,
+            others=others,
+            steal=steal,
+            rates=(rates_before, _rates(yardstick)),
+            energy=None if joules is None else joules / len(seconds),
+        )
+
+    def memory(self) -> Memory:
+        """As it was when `prepare` ended."""
+        return self._memory
+
+    def _passes(self, model: nn.Module) -> Callable[[], object]:
+        setting = self.setting
+        # The overload for a memory format alone is all that torch's stubs know.
+        model = model.to(setting.device, memory_format=FORMATS[setting.memory_format])  # pyright: ignore
+        images = torch.randn(setting.batch, *setting.shape, device=setting.device)
+        images = images.contiguous(memory_format=FORMATS[setting.memory_format])
+        if setting.mode == "train":
+            return training_step(model, images, setting, self._make_optimizer)
+        model.eval()
+        forward = _forward(model, setting)
+
+        def infer() -> Tensor:
+            with torch.inference_mode():
+                return forward(images)
+
+        return infer
+
+
+def _rates(yardstick: Yardstick | None) -> Rates:
+    return yardstick.rates(CALIBRATION_S) if yardstick else Rates(None, None)
+
+
+def training_step(
+    model: nn.Module, images: Tensor, setting: Setting, make_optimizer: MakeOptimizer
+) -> Callable[[], object]:
+    """A function that takes one step: forward, cross-entropy on random labels, backward, optimizer.
+
+    The learning rate is 0: weights that learnt the one batch by heart would make the last steps' gradients
+    denormal, which is slow, and a step of 0 takes no less time.
+    """
+    with torch.no_grad():
+        classes = model.eval()(images[:1]).shape[1]
+    model.train()
+    labels = torch.randint(classes, (setting.batch,), device=setting.device)
+    optimizer = make_optimizer(model)
+    for group in optimizer.param_groups:
+        group["lr"] = 0.0
+        if setting.execution == "cudagraph":
+            group["capturable"] = True
+    kind = torch.device(setting.device).type
+    scaler = torch.GradScaler(kind, enabled=setting.precision == "fp16")
+    forward = _forward(model, setting)
+
+    def step() -> None:
+        optimizer.zero_grad(set_to_none=True)
+        loss = F.cross_entropy(forward(images).float(), labels)
+        scaler.scale(loss).backward()
+        scaler.step(optimizer)
+        scaler.update()
+
+    return step
+
+
+def _forward(model: nn.Module, setting: Setting) -> Callable[[Tensor], Tensor]:
+    """The network's forward pass, compiled and under autocast as the setting says."""
+    forward = torch.compile(model) if setting.execution == "compiled" else model
+    if setting.precision not in AUTOCAST:
+        return forward
+    kind, dtype = torch.device(setting.device).type, AUTOCAST[setting.precision]
+    cached = setting.execution != "cudagraph"  # a graph must not use a cast that was made before it
+
+    def cast(images: Tensor) -> Tensor:
+        with torch.autocast(kind, dtype, cache_enabled=cached):
+            return forward(images)
+
+    return cast
+
+
+def _first_pass(once: Callable[[], object]) -> Callable[[], object]:
+    once()
+    return once
+
+
+def _captured(once: Callable[[], object]) -> Callable[[], object]:
+    """The replay of one pass as a CUDA graph, after the passes on a side stream that capturing asks for."""
+    stream = torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):
+        for _ in range(3):
+            once()
+    torch.cuda.current_stream().wait_stream(stream)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        once()
+    return graph.replay
