@@ -305,6 +305,9 @@ def _check_together(recipe: Recipe) -> None:
     train, data, augment = recipe.train, recipe.data, recipe.augment
     if not recipe.stages:
         raise ValueError(f"there are no stages; list some of {', '.join(stages())}.")
+    for key in ("batch_sizes", "precisions", "executions", "memory_formats"):
+        if not getattr(recipe.profile, key):
+            raise ValueError(f"profile.{key} is empty; to time nothing, leave the stage `profile` out.")
     for key, (low, high) in {"scale": augment.scale, "ratio": augment.ratio}.items():
         if not 0 < low <= high:
             raise ValueError(f"augment.{key} must be [low, high], not [{low}, {high}].")

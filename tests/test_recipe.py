@@ -60,6 +60,8 @@ def test_a_recipe_is_what_its_file_says(write: Any) -> None:
         ("[data]\ninterpolation = 'cubic'", r"data\.interpolation must be one of .*'bicubic'.*, not 'cubic'"),
         ("[train]\nbatch_size = 10\ndevice_batch_size = 4", "10 is not a multiple of"),
         ("[schedule]\nepochs = 0", r"schedule\.epochs must be at least 1, not 0"),
+        ("[profile]\nprecisions = []", r"profile\.precisions is empty"),
+        ("[profile]\nbatch_sizes = [0]", r"profile\.batch_sizes must be at least 1, not 0"),
         ("[train", "is not valid TOML"),
     ],
 )

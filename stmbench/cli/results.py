@@ -2,7 +2,7 @@
 
 import math
 import sys
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
 from enum import StrEnum
@@ -232,25 +232,32 @@ def _stages(store: "Store", run: "RunRecord") -> Table | None:
 
 
 def _numbers(measurements: "Sequence[Measurement]") -> Table | None:
-    """One line per number; what all conditions of a stage have in common is said once, in its last line."""
+    """One line per number; what most conditions of a stage have in common is said once, in its last line."""
     table = _table("stage", "number", "value", "unit", "condition", right=("value",), wrap=("condition",))
     stages: dict[str, list[Measurement]] = defaultdict(list)
     for m in measurements:
         if m.step == 0:
             stages[m.stage].append(m)
     for stage, numbers in stages.items():
-        conditions = [m.condition.split(",") for m in numbers if m.condition]
-        common = [part for part in conditions[0] if all(part in c for c in conditions)] if conditions else []
-        if len(common) < 3 or len(conditions) == 1:
-            common = []  # too little to be worth a line of its own
+        common = _common([m.condition for m in numbers if m.condition])
         for m in numbers:
-            own = ", ".join(part for part in m.condition.split(",") if part not in common)
+            parts = m.condition.split(",")
+            if all(part in parts for part in common):
+                parts = [part for part in parts if part not in common]
             value = "[red]failed[/]" if m.reason else _value(m.value)
-            where = escape(": ".join(filter(None, [own, m.reason])))
+            where = escape(": ".join(filter(None, [", ".join(parts), m.reason])))
             table.add_row(m.stage, escape(m.name), value, escape(m.unit), where)
         if common:
-            table.add_row(stage, "[dim]all at[/]", "", "", f"[dim]{escape(', '.join(common))}[/]")
+            table.add_row(stage, "[dim]and all at[/]", "", "", f"[dim]{escape(', '.join(common))}[/]")
     return table if table.row_count else None
+
+
+def _common(conditions: Sequence[str]) -> list[str]:
+    """The parts that most conditions have, where they are worth a line of their own."""
+    counts = Counter(part for condition in conditions for part in condition.split(","))
+    frequent = [part for part, count in counts.items() if count > max(1, len(conditions) / 2)]
+    common = [part for part in frequent if not part.startswith("batch")]  # which differs by its nature
+    return common if len(common) > 1 else []
 
 
 def _curves(measurements: "Sequence[Measurement]") -> Table | None:
@@ -281,7 +288,7 @@ def _state(state: str) -> str:
 
 def _value(value: float) -> str:
     """Whole and large numbers in full, others with four significant digits."""
-    if math.isfinite(value) and value == int(value):
+    if math.isfinite(value) and (value == int(value) or abs(value) >= 1e6):
         return f"{int(value):,}"
     return f"{value:,.1f}" if abs(value) >= 1000 else f"{value:.4g}"
 

@@ -156,8 +156,9 @@ def _frame(axes: Any, points: Sequence[Point], ceilings: Ceilings) -> None:
     axes.set_ylim(min(y) / 2.5, max(y) * 2)
     for axis in (axes.xaxis, axes.yaxis):
         axis.set_major_locator(LogLocator(subs=(1, 2, 5), numticks=30))
-        axis.set_major_formatter(EngFormatter(sep=""))
         axis.set_minor_formatter(NullFormatter())
+    axes.xaxis.set_major_formatter("{x:g}")
+    axes.yaxis.set_major_formatter(EngFormatter(sep=""))
     axes.grid(which="major", color="0.9", linewidth=0.6)
     axes.set_axisbelow(True)
 
