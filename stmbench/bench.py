@@ -35,7 +35,7 @@ from stmbench.record import Job, Progress
 from stmbench.stages import network
 
 PROTOCOL = "bench/1"
-FEWEST = 6  # groups; the interval of fewer covers less than it says
+FEWEST = 8  # groups; the interval of fewer covers less than it says
 ROUNDS = 3
 PASSES, ROUND_S = 5, 0.2  # a round has at least both
 CALM = 0.8  # of what the contender's processes reach in the calibration
@@ -52,7 +52,7 @@ _KEYS = ("scale", "weights", "precision", "execution", "memory_format")
 class Options:
     """What all contenders have in common; their own keys go before the last five."""
 
-    batch_size: int = 1
+    batch_size: int | None = None  # 1, or 8 for a training step: BatchNorm learns nothing from one image
     image_size: int = 224
     channels: int = 3
     classes: int = 1000
@@ -111,6 +111,8 @@ def contenders(texts: Sequence[str], options: Options) -> list[Contender]:
     """
     if len(texts) < 2:
         raise ValueError("Name two contenders or more, such as: stmbench bench halo swin.")
+    if options.channels not in (1, 3):
+        raise ValueError(f"--channels is 1 or 3, not {options.channels}.")
     options = dataclasses.replace(options, device=find_device(options.device))
     found = []
     for i, text in enumerate(texts):
@@ -134,9 +136,22 @@ def _contender(text: str, name: str, options: Options) -> Contender:
         classes=options.classes,
         setting=_setting(text, options),
     )
-    if contender.job.weights:
-        network.make(contender.job, options.classes, device="cpu")  # before minutes of timing, not in them
+    _check(contender, options)
     return contender
+
+
+def _check(contender: Contender, options: Options) -> None:
+    """ValueError for weights or images that do not fit: before minutes of timing, not in them."""
+    job = contender.job
+    if not (job.weights or timm_models.is_timm(job.mixer)):
+        return
+    model = network.make(job, options.classes, device="cpu")
+    if timm_models.is_timm(job.mixer):
+        sizes = {"num_classes": options.classes, "in_channels": options.channels}
+        try:
+            timm_models.check_images(model, job.mixer, **sizes, image_size=options.image_size)
+        except ValueError as error:  # it names the recipe's key, which nobody types here
+            raise ValueError(str(error).replace("--set data.image_size=", "--image-size ")) from None
 
 
 def _setting(text: str, options: Options) -> Setting:
@@ -149,7 +164,7 @@ def _setting(text: str, options: Options) -> Setting:
     except ValueError as error:  # it names the recipe's key, which nobody typed here
         raise ValueError(f"{text}: {str(error).rpartition(': ')[2]}") from None
     return Setting(
-        batch=options.batch_size,
+        batch=options.batch_size or (8 if options.mode == "train" else 1),
         shape=(options.channels, options.image_size, options.image_size),
         device=options.device,
         **chosen,

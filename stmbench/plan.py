@@ -224,8 +224,17 @@ def _networks(mixer: str | None, model: str | None) -> tuple[str, ...]:
         elif ":" in name:
             raise ValueError(f"--model takes models of timm, as timm:NAME, not '{name}'.")
         else:
-            found += list(catalog.mixers()) if name == "all" else [catalog.mixer(name).name]
+            found += list(catalog.mixers()) if name == "all" else [_mixer(name)]
     return tuple(dict.fromkeys(found))
+
+
+def _mixer(name: str) -> str:
+    try:
+        return catalog.mixer(name).name
+    except ValueError:
+        if timm_models.is_known(name):
+            raise ValueError(f"Unknown mixer '{name}'. Did you mean --model timm:{name}?") from None
+        raise
 
 
 def _names(text: str) -> list[str]:

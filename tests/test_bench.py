@@ -62,7 +62,8 @@ def test_the_same_name_twice_is_two_contenders() -> None:
         (["halo", "halo@bf16"], {}, "A contender is NAME or NAME@key=value,key=value, not 'halo@bf16'."),
         (["halo", "swin"], {"memory_format": "channel_last"}, "Did you mean 'channels_last'?"),
         (["halo", "swin"], {"mode": "training"}, "Did you mean 'train'?"),
-        (["halo", "swin"], {"channels": 2}, "channels"),
+        (["halo", "swin"], {"channels": 2}, "--channels is 1 or 3, not 2."),
+        (["halo", "timm:levit_128s"], {"image_size": 28}, "--image-size 224"),
         (["halo", "swin@precision=tf32"], {}, "swin@precision=tf32: tf32 needs a CUDA device"),
         (["halo", "swin@execution=cudagraph"], {}, "cudagraph needs a CUDA device"),
         (["halo", "timm:resnt18"], {}, "Did you mean 'timm:resnet18'?"),
@@ -257,3 +258,10 @@ def test_real_processes(monkeypatch: pytest.MonkeyPatch) -> None:
     assert isinstance(result, Result)
     assert result.rows[1].ratio
     assert result.rows[1].ratio.verdict == "slower"
+
+
+def test_a_training_step_has_more_than_one_image() -> None:
+    asked = contenders(["dwconv", "swin"], Options(image_size=28, mode="train", device="cpu"))
+    assert [each.setting.batch for each in asked] == [8, 8]
+    [one, _] = contenders(["dwconv", "swin"], Options(image_size=28, device="cpu"))
+    assert one.setting.batch == 1

@@ -65,6 +65,7 @@ NAMES = [
     ("timm:hf-hub:timm/resnet18", r"would be downloaded: name one of timm's architectures"),
     ("timm:timm/resnet18.a1_in1k", r"would be downloaded"),
     ("hf:resnet18", r"--model takes models of timm, as timm:NAME, not 'hf:resnet18'"),
+    ("resnet18", r"Unknown mixer 'resnet18'\. Did you mean --model timm:resnet18\?"),
     ("timm:", r"Unknown timm model ''"),
 ]
 

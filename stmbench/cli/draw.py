@@ -133,11 +133,14 @@ def _eval(drawer: Drawer) -> str:
 
 def _profile(drawer: Drawer) -> str:
     latency, throughput = drawer.last("profile", "latency"), drawer.last("profile", "best_throughput")
-    batch, cost = drawer.last("profile", "best_batch"), drawer.last("profile", "mixer_cost")
-    parts = [f"latency {latency:.3g} ms", f"{throughput:,.0f} images/s at batch {batch:.0f}"]
-    if not math.isnan(cost):
-        parts.append(f"{cost:.2f}x the identity's time")
-    return ", ".join(parts)
+    batch = drawer.last("profile", "best_batch")
+    cost = drawer.last("profile", "mixer_cost", f"batch={batch:.0f},")
+    parts = {
+        f"latency {latency:.3g} ms": latency,
+        f"{throughput:,.0f} images/s at batch {batch:.0f}": throughput,
+        f"{cost:.2f}x the identity's time": cost,
+    }
+    return ", ".join(text for text, value in parts.items() if not math.isnan(value))
 
 
 _SUMMARIES = {"build": _build, "train": _train, "eval": _eval, "profile": _profile}

@@ -24,7 +24,7 @@ def _line(error: Exception) -> str:
     if isinstance(error, OSError) and error.errno == errno.ENOSPC:
         return "The disk is full. Free some space; `stmbench resume RUN` goes on from the last epoch."
     if isinstance(error, PermissionError):
-        return f"{error.strerror}: {error.filename}. Give another place for the results with --db."
+        return f"{error.strerror}: {error.filename}. Give another place: --db for results, -o for a picture."
     if isinstance(error, ValueError | RuntimeError | OSError):
         return line
     return f"{type(error).__name__}: {line}"

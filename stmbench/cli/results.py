@@ -248,7 +248,7 @@ def _numbers(measurements: "Sequence[Measurement]") -> Table | None:
             where = escape(": ".join(filter(None, [", ".join(parts), m.reason])))
             table.add_row(m.stage, escape(m.name), value, escape(m.unit), where)
         if common:
-            table.add_row(stage, "[dim]and all at[/]", "", "", f"[dim]{escape(', '.join(common))}[/]")
+            table.add_row(stage, "[dim]the rest at[/]", "", "", f"[dim]{escape(', '.join(common))}[/]")
     return table if table.row_count else None
 
 

@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 
 import torch
 
-from stmbench.measure.process import Child
+from stmbench.measure.process import Child, WorkerError
 from stmbench.measure.setting import AUTOCAST, Rates
 
 # Rows and columns of the matrices: large enough that a larger product is no faster.
@@ -65,8 +65,20 @@ def measure(device: str, precisions: Sequence[str], threads: int) -> dict[str, R
     found = []
     for _ in range(PROCESSES):
         with Child(functools.partial(Limits, device, threads)) as child:
-            found.append({precision: child.call("measure", precision) for precision in precisions})
-    return {precision: best([rates[precision] for rates in found]) for precision in precisions}
+            found += [{precision: _reached(child, precision)} for precision in precisions]
+    return {
+        precision: best([rates[precision] for rates in found if precision in rates])
+        for precision in precisions
+    }
+
+
+def _reached(child: Child, precision: str) -> Rates:
+    try:
+        return child.call("measure", precision)
+    except WorkerError as error:
+        if error.kind == "crash":
+            raise
+        return Rates(None, None)  # the other precisions have theirs
 
 
 def best(rates: Sequence[Rates]) -> Rates:
@@ -74,6 +86,16 @@ def best(rates: Sequence[Rates]) -> Rates:
     matmul = max((each.matmul for each in rates if each.matmul), default=None)
     copy = max((each.copy for each in rates if each.copy), default=None)
     return Rates(matmul, copy)
+
+
+def least(rates: Sequence[Rates]) -> Rates:
+    """The lowest of each, if all are known: a single burst of speed is no ceiling."""
+
+    def lowest(values: list[float | None]) -> float | None:
+        known = [value for value in values if value]
+        return min(known) if len(known) == len(values) else None
+
+    return Rates(lowest([each.matmul for each in rates]), lowest([each.copy for each in rates]))
 
 
 class Limits:

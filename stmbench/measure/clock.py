@@ -1,7 +1,7 @@
 """How passes are timed: warmed up until their time settles, then one by one, each waited for.
 
-The clock is the wall's; on CUDA every pass is timed by the device's own events as well, which leave out
-what the host takes to launch it.
+The clock is the wall's; on CUDA every pass is timed by the device's own events as well: from the start of its
+first kernel to the end of its last, with whatever the device waits for the host in between.
 """
 
 import gc

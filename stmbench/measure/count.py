@@ -4,7 +4,7 @@ Counter 1 is fvcore's walk over a TorchScript trace, counter 2 torch's FlopCount
 both with the operators they lack added (`stmbench.measure.operators`). Both look at one image on a copy of
 the network in float32 on the CPU, in eval mode, uncompiled, without the fast path of `nn.MultiheadAttention`,
 which hides its operators. The mode beside counter 2 counts element-wise work, notes operators that nobody has
-a formula for, and adds up the elements that eager execution reads and writes.
+a formula for, and adds up the bytes that eager execution reads and writes.
 """
 
 import contextlib
@@ -117,7 +117,7 @@ class Count:
 
 @dataclass(frozen=True, slots=True)
 class Traffic:
-    """Elements that one eager forward pass of one image reads and writes, operator by operator.
+    """Bytes that one eager forward pass of one image reads and writes, operator by operator.
 
     What a fused or compiled kernel keeps to itself is counted here all the same. `weights` are parameters and
     buffers, read once whatever the batch; `activations` grow with it.
@@ -168,10 +168,14 @@ def _parts(model: nn.Module) -> dict[str, list[str]]:
     return {name: [name] for name, _ in model.named_children()}
 
 
-def traffic(model: nn.Module, shape: Shape) -> Traffic:
-    """The elements that one eager forward pass of one image (C, H, W) reads and writes."""
+def traffic(model: nn.Module, shape: Shape, dtype: torch.dtype = torch.float32) -> Traffic:
+    """The bytes that one eager forward pass of one image (C, H, W) reads and writes.
+
+    Any other `dtype` than float32 is autocast: every pass casts the weights, and norms stay in float32.
+    """
     image = torch.zeros(1, *shape)
-    with _eager_copy(model) as net, _Observer(net) as seen:
+    cast = torch.autocast("cpu", dtype) if dtype != torch.float32 else contextlib.nullcontext()
+    with _eager_copy(model) as net, cast, _Observer(net) as seen:
         net(image)
     return Traffic(weights=seen.weights, activations=seen.activations)
 
@@ -226,7 +230,7 @@ def _dispatch(model: nn.Module, image: Tensor) -> tuple[Tally, "_Observer"]:
 
 
 class _Observer(TorchDispatchMode):
-    """Watches a forward pass for element-wise work, unknown operators, and elements moved."""
+    """Watches a forward pass for element-wise work, unknown operators, and bytes moved."""
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
@@ -235,6 +239,7 @@ class _Observer(TorchDispatchMode):
         self._model = model
         learnt = itertools.chain(model.parameters(), model.buffers())
         self._learnt = {tensor.untyped_storage().data_ptr() for tensor in learnt}
+        self._casts: list[Tensor] = []  # of weights; held, so that nothing else comes to lie there
         self._counted = operators.dispatched().keys() | flop_registry.keys()
         self._products = operators.Products()
         self._tracker = ModuleTracker()
@@ -250,6 +255,9 @@ class _Observer(TorchDispatchMode):
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         out = func(*args, **(kwargs or {}))
         self._note_work(func, args, out)
+        if func is torch.ops.aten._to_copy.default and self._is_learnt(args[0]):
+            self._casts.append(out)
+            self._learnt.add(out.untyped_storage().data_ptr())
         if not operators.is_free(func):
             self._note_traffic(tree_leaves((args, kwargs, out)))
         return out
@@ -274,12 +282,14 @@ class _Observer(TorchDispatchMode):
         for leaf in leaves:
             if not isinstance(leaf, Tensor):
                 continue
-            storage = leaf.untyped_storage()
-            elements = min(leaf.numel(), storage.nbytes() // leaf.itemsize)  # fewer where views overlap
-            if storage.data_ptr() in self._learnt:
-                self.weights += elements
+            moved = min(leaf.nbytes, leaf.untyped_storage().nbytes())  # less where views overlap
+            if self._is_learnt(leaf):
+                self.weights += moved
             else:
-                self.activations += elements
+                self.activations += moved
+
+    def _is_learnt(self, tensor: Tensor) -> bool:
+        return tensor.untyped_storage().data_ptr() in self._learnt
 
 
 def _local(tracked: str, model: nn.Module) -> str | None:

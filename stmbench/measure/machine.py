@@ -26,6 +26,9 @@ THROTTLES = {
     pynvml.nvmlClocksThrottleReasonHwPowerBrakeSlowdown: "power brake",
 }
 
+# What may keep the clocks down for a time, of which NVML keeps the sum.
+POLICIES = {"power": pynvml.NVML_PERF_POLICY_POWER, "temperature": pynvml.NVML_PERF_POLICY_THERMAL}
+
 
 def state(device: str) -> dict[str, Any]:
     """Threads, flags, load and clocks, as plain types; on CUDA also the GPU's."""
@@ -36,13 +39,13 @@ def state(device: str) -> dict[str, Any]:
         "cudnn_tf32": torch.backends.cudnn.allow_tf32,
         "matmul_tf32": torch.backends.cuda.matmul.allow_tf32,
     }
-    readings: dict[str, Callable[[], Any]] = {
+    # The GPU first: it slows its clocks as soon as it has nothing to do.
+    readings = gpu_readings(device) if device.startswith("cuda") else {}
+    readings |= {
         "affinity": lambda: psutil.Process().cpu_affinity(),
         "load": lambda: os.getloadavg()[0],
         "cpu_mhz": lambda: psutil.cpu_freq().current,
     }
-    if device.startswith("cuda"):
-        readings |= gpu_readings(device)
     for name, read in readings.items():
         with contextlib.suppress(Exception):  # each system lacks another of them
             found[name] = read()
@@ -60,6 +63,10 @@ def gpu_readings(device: str) -> dict[str, Callable[[], Any]]:
         "gpu_memory_mhz": lambda: pynvml.nvmlDeviceGetClockInfo(handle, pynvml.NVML_CLOCK_MEM),
         "gpu_celsius": lambda: pynvml.nvmlDeviceGetTemperature(handle, pynvml.NVML_TEMPERATURE_GPU),
         "gpu_watts": lambda: pynvml.nvmlDeviceGetPowerUsage(handle) / 1e3,
+        "gpu_held_back": lambda: {
+            name: pynvml.nvmlDeviceGetViolationStatus(handle, policy).violationTime / 1e9
+            for name, policy in POLICIES.items()
+        },
         "gpu_throttled": lambda: throttles(pynvml.nvmlDeviceGetCurrentClocksThrottleReasons(handle)),
         "gpu_processes": lambda: len(pynvml.nvmlDeviceGetComputeRunningProcesses(handle)),
     }
@@ -135,7 +142,10 @@ def _nvml_counter(device: str) -> Callable[[], float]:
 
 
 def _rapl_counter() -> Callable[[], float]:
-    packages = [path for path in sorted(POWERCAP.glob("intel-rapl:*")) if path.name.count(":") == 1]
+    zones = [path for path in sorted(POWERCAP.glob("intel-rapl:*")) if path.name.count(":") == 1]
+    packages = [
+        path for path in zones if (path / "name").read_text().startswith("package")
+    ]  # psys holds them
     if not packages:
         raise OSError("this machine shows no RAPL counter")
     counters = [_accumulated(path) for path in packages]

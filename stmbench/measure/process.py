@@ -139,7 +139,7 @@ def serve() -> None:
 
 
 def _listen(inbox: IO[bytes], commands: "queue.SimpleQueue[tuple[str, bytes]]") -> None:
-    with contextlib.suppress(EOFError):
+    with contextlib.suppress(Exception):  # the end of the stream, or of half a command
         while True:
             commands.put(pickle.load(inbox))
     os._exit(1)  # the parent is gone; a pass may take minutes, so nobody waits for its end

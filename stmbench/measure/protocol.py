@@ -7,7 +7,7 @@ lowest median is kept, and marked.
 """
 
 import statistics
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from stmbench.measure.setting import Memory, Prepared, Rates, Round, Setting
@@ -18,6 +18,7 @@ ATTEMPTS = 3
 
 OTHERS = 0.10  # of the machine's CPU, of a round on the CPU
 STEAL = 0.05
+HELD_BACK = 0.05  # of a round, by the GPU's own counters of power and temperature
 CALIBRATION = 0.80  # of the ceiling
 DRIFT = 0.10  # between the medians of a round's halves
 
@@ -61,19 +62,31 @@ def disturbances(setting: Setting, taken: Round, ceiling: Rates) -> tuple[str, .
         found.append(f"other processes used {taken.others:.0%} of the CPU")
     if taken.steal > STEAL:
         found.append(f"the hypervisor took {taken.steal:.0%} of the CPU")
+    return (*found, *_throttled(taken), *_slow(taken, ceiling), *_drifted(taken.seconds))
+
+
+def _throttled(taken: Round) -> Iterator[str]:
+    first, last = (state.get("gpu_held_back", {}) for state in (taken.before, taken.after))
+    for cause in first.keys() & last.keys():
+        share = (last[cause] - first[cause]) / sum(taken.seconds)
+        if share > HELD_BACK:
+            yield f"the GPU was held back by its {cause} for {share:.0%} of it"
     for at, state in (("before", taken.before), ("after", taken.after)):
         if reasons := state.get("gpu_throttled"):
-            found.append(f"the GPU was throttled {at} it: {', '.join(reasons)}")
+            yield f"the GPU was throttled {at} it: {', '.join(reasons)}"
+
+
+def _slow(taken: Round, ceiling: Rates) -> Iterator[str]:
     for at, rates in zip(("before", "after"), taken.rates, strict=True):
         for what, rate, most in (("matrix product", rates.matmul, ceiling.matmul),
                                  ("copy", rates.copy, ceiling.copy)):  # fmt: skip
             if rate and most and rate < CALIBRATION * most:
-                found.append(f"the {what} {at} it reached {rate / most:.0%} of the ceiling")
-    half = len(taken.seconds) // 2
+                yield f"the {what} {at} it reached {rate / most:.0%} of the ceiling"
+
+
+def _drifted(seconds: Sequence[float]) -> Iterator[str]:
+    half = len(seconds) // 2
     if half:
-        drift = statistics.median(taken.seconds[half:]) / statistics.median(taken.seconds[:half]) - 1
+        drift = statistics.median(seconds[half:]) / statistics.median(seconds[:half]) - 1
         if abs(drift) > DRIFT:
-            found.append(
-                f"its second half was {abs(drift):.0%} {'slower' if drift > 0 else 'faster'} than its first"
-            )
-    return tuple(found)
+            yield f"its second half was {abs(drift):.0%} {'slower' if drift > 0 else 'faster'} than its first"

@@ -121,9 +121,11 @@ def draw(points: Sequence[Point], ceilings: Ceilings, path: Path, title: str) ->
 
 
 def check(path: Path) -> None:
-    """ValueError for a file that is not a kind of picture we draw."""
+    """ValueError for a file that is not a kind of picture we draw, or in no folder."""
     if path.suffix.lower() not in SUFFIXES:
         raise ValueError(f"A picture is a {', '.join(SUFFIXES)} file, not '{path.name}'.")
+    if not path.parent.is_dir():
+        raise ValueError(f"There is no folder {path.parent} for the picture.")
 
 
 def _labels(points: Sequence[Point]) -> tuple[list[str], str]:
@@ -151,7 +153,7 @@ def _frame(axes: Any, points: Sequence[Point], ceilings: Ceilings) -> None:
 
     highest, lowest = max(ceilings.matmul.values()), min(ceilings.matmul.values())
     x = [point.intensity for point in points] + [highest / ceilings.copy, lowest / ceilings.copy]
-    y = [point.rate for point in points] + [highest]
+    y = [point.rate for point in points] + [highest, lowest]
     axes.set_xlim(min(x) / 2.5, max(x) * 4)
     axes.set_ylim(min(y) / 2.5, max(y) * 2)
     for axis in (axes.xaxis, axes.yaxis):

@@ -3,7 +3,7 @@
 The ratio of two networks' times comes from independent groups of fresh processes, one log ratio a group. The
 estimate is their median, since a process now and then runs at half speed from its start to its end. The
 interval is a bootstrap of that median over groups (Efron 1979), whose percentiles for a dozen groups cover
-less than they say: the 0.5th and the 99.5th are taken, and cover a true ratio 96 to 98 times in 100
+less than they say: the 0.5th and the 99.5th are taken, and cover a true ratio 98 times in 100
 (tests/measure/test_statistics.py simulates it, with one process of eight at half speed).
 """
 

@@ -46,7 +46,7 @@ class Subject:
         device = self.setting.device
         machine.reset_peak(device)
         base = machine.memory(device)
-        once = self._passes(self._make())
+        once = self._eager = self._passes(self._make())  # held: a graph replays over memory that this owns
         compile_s = None
         if self.setting.execution != "eager":
             started = time.perf_counter()
@@ -70,16 +70,17 @@ class Subject:
     def sample(self, count: int, least_s: float, calibrate: bool) -> Round:
         """Time passes, between two looks at the machine."""
         device, yardstick = self.setting.device, self._yardstick if calibrate else None
-        before, rates_before = machine.state(device), _rates(yardstick)
+        rates_before = _rates(yardstick)
         for _ in range(clock.FEWEST):  # the calibration has taken the caches
             self._once()
         clock.waiter(device)()
+        before = machine.state(device)  # now, with the clocks of work, not of waiting
         load = machine.Load()
         self._energy.start()
         seconds, device_seconds = clock.time_passes(self._once, count, device, least_s)
         joules = self._energy.joules()
-        others, steal = load.shares()
         after = machine.state(device)
+        others, steal = load.shares()
         return Round(
             seconds=tuple(seconds),
             device_seconds=tuple(device_seconds),
@@ -114,7 +115,10 @@ class Subject:
 
 
 def _rates(yardstick: Yardstick | None) -> Rates:
-    return yardstick.rates(CALIBRATION_S) if yardstick else Rates(None, None)
+    with contextlib.suppress(RuntimeError):  # no memory left for it, or no such product on this device
+        if yardstick:
+            return yardstick.rates(CALIBRATION_S)
+    return Rates(None, None)
 
 
 def training_step(
@@ -177,6 +181,9 @@ def _captured(once: Callable[[], object]) -> Callable[[], object]:
             once()
     torch.cuda.current_stream().wait_stream(stream)
     graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        once()
+    try:
+        with torch.cuda.graph(graph):
+            once()
+    except Exception as error:
+        raise error.__context__ or error from None  # ending a failed capture fails too, and hides why
     return graph.replay

@@ -35,13 +35,20 @@ def check_name(name: str) -> None:
             f"'{name}' would be downloaded: name one of timm's architectures (timm:resnet18), "
             "and give its weights as a file with --weights."
         )
-    there = timm.list_models()
-    tagged = timm.list_pretrained()
-    if model in there or model in tagged:
+    if is_known(model):
         return
-    near = difflib.get_close_matches(model.lower(), [*there, *tagged], n=1)
+    near = difflib.get_close_matches(model.lower(), _names(), n=1)
     hint = f"Did you mean '{TIMM}{near[0]}'?" if near else "`timm.list_models()` lists them in Python."
     raise ValueError(f"Unknown timm model '{model}'. {hint}")
+
+
+def is_known(model: str) -> bool:
+    """Whether timm has a model of this name, which may say a tag of its weights."""
+    return model in _names()
+
+
+def _names() -> list[str]:
+    return [*timm.list_models(), *timm.list_pretrained()]
 
 
 def create(

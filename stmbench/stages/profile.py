@@ -8,6 +8,7 @@ out of memory above all, is a failure with its reason; the other settings go on.
 
 import dataclasses
 import functools
+import gc
 import gzip
 import itertools
 import json
@@ -24,7 +25,7 @@ from stmbench.catalog import TIMM
 from stmbench.measure import ceilings, count, protocol, roofline
 from stmbench.measure.process import WorkerError
 from stmbench.measure.protocol import Attempt
-from stmbench.measure.setting import Rates, Setting, check
+from stmbench.measure.setting import AUTOCAST, Rates, Setting, check
 from stmbench.measure.statistics import summarise
 from stmbench.measure.worker import Worker
 from stmbench.nn.weights import write_whole
@@ -32,7 +33,6 @@ from stmbench.record import Artifact, Event, Job, Measurement, Note, Progress, c
 from stmbench.stages import network
 from stmbench.stages.train import make_optimizer
 
-_BYTES = {"fp32": 4, "tf32": 4, "bf16": 2, "fp16": 2}  # of an element
 _TORCH = torch.__version__.partition("+")[0]
 
 
@@ -52,16 +52,15 @@ def run(job: Job) -> Iterator[Event]:
 
 def _events(job: Job) -> Iterator[Event]:
     check(job.device, job.recipe.profile)
+    if job.device.startswith("cuda"):  # what earlier stages hold in this process, the measured ones lack
+        gc.collect()
+        torch.cuda.empty_cache()
     session = _Session(job, stmbench.data.find(job.data).num_classes)
     yield from _ceilings(session)
     yield from _count(session)
     for way in session.ways:
         yield from _measure(session, way)
     yield from _against_the_limit(session)
-    path = job.folder / "rounds.json.gz"
-    rounds = [_plain(session, attempt) for attempt in session.attempts]
-    write_whole(path, gzip.compress(json.dumps(rounds, separators=(",", ":")).encode()))
-    yield Artifact("profile", "rounds", path)
     yield from _conclude(session)
     yield Progress("profile", "profile", session.total, session.total)
 
@@ -76,7 +75,7 @@ class _Session:
     copy: float | None = None  # ceiling in bytes/s
     no_ceilings: str = ""  # why some are not known
     macs: int | None = None  # of one image
-    traffic: count.Traffic | None = None
+    traffic: dict[str, count.Traffic] = field(default_factory=dict)  # of one image, by precision
     attempts: list[Attempt] = field(default_factory=list)  # every one, in the order in which they were taken
     kept: list[Attempt] = field(default_factory=list)  # one for each setting
 
@@ -117,8 +116,8 @@ class _Session:
         return Rates(self.matmul[precision], self.copy)
 
     def raise_ceilings(self, precision: str, rates: Sequence[Rates]) -> None:
-        """A calibration that is faster than a ceiling shows that the ceiling was taken on a busy machine."""
-        best = ceilings.best([self.ceiling(precision), *rates])
+        """Calibrations that are all faster than a ceiling show that it was taken on a busy machine."""
+        best = ceilings.best([self.ceiling(precision), ceilings.least(rates)])
         self.matmul[precision], self.copy = best.matmul, best.copy
 
     def at(self, setting: Setting, **batch: object) -> str:
@@ -175,8 +174,10 @@ def _count(session: _Session) -> Iterator[Event]:
     model = network.make(session.job, session.classes, device="cpu")
     try:
         session.macs = count.count(model, shape).macs
-        session.traffic = count.traffic(model, shape)
-    except RuntimeError as error:  # its times are as true
+        for precision in session.matmul:
+            dtype = AUTOCAST.get(precision, torch.float32)
+            session.traffic[precision] = count.traffic(model, shape, dtype)
+    except Exception as error:  # whatever a network does to who traces it, its times are as true
         yield Note("profile", f"Shares of the ceilings are left out, MACs cannot be counted: {error}")
 
 
@@ -236,7 +237,16 @@ def _take(session: _Session, setting: Setting, *, control: bool = False) -> Gene
             session.raise_ceilings(setting.precision, attempt.round.rates)
     session.attempts += tries
     session.kept.append(protocol.kept(tries))
+    yield _rounds(session)
     return session.kept[-1]
+
+
+def _rounds(session: _Session) -> Artifact:
+    """Every round so far, as a file: written anew after each setting, so that none is lost."""
+    path = session.job.folder / "rounds.json.gz"
+    rounds = [_plain(session, attempt) for attempt in session.attempts]
+    write_whole(path, gzip.compress(json.dumps(rounds, separators=(",", ":")).encode()))
+    return Artifact("profile", "rounds", path)
 
 
 def _attempt(
@@ -334,14 +344,13 @@ def _resources(attempt: Attempt) -> _Numbers:
 def _against_the_limit(session: _Session) -> Iterator[Measurement]:
     """The ceilings as they stand at the end, and what each setting reaches of them."""
     yield from _ceiling_rows(session)
-    if session.macs is None or session.traffic is None:
-        return
     for attempt in session.kept:
-        if attempt.control or not attempt.round or attempt.setting.mode == "train":
-            continue
         batch, precision, at = attempt.setting.batch, attempt.setting.precision, session.at(attempt.setting)
-        macs = batch * session.macs
-        moved = (session.traffic.weights + batch * session.traffic.activations) * _BYTES[precision]
+        traffic = session.traffic.get(precision)
+        if attempt.control or not attempt.round or attempt.setting.mode == "train" or not traffic:
+            continue
+        assert session.macs is not None
+        macs, moved = batch * session.macs, traffic.weights + batch * traffic.activations
         yield Measurement("profile", "intensity", macs / moved, "MACs/byte", at)
         most = session.ceiling(precision)
         if most.matmul and most.copy:

@@ -61,7 +61,7 @@ def test_what_each_stage_found() -> None:
         Measurement("profile", "latency", math.nan, "ms", "execution=compiled", reason="no compiler"),
         Measurement("profile", "best_throughput", 2100.0, "images/s"),
         Measurement("profile", "best_batch", 64, "images"),
-        Measurement("profile", "mixer_cost", 1.5),
+        Measurement("profile", "mixer_cost", 1.5, "", "batch=64,device=cpu"),
     ]
     out = io.StringIO()
     with draw.Drawer(Console(file=out, width=120)) as drawer:

@@ -139,7 +139,7 @@ def test_show_tells_the_whole_story(read) -> None:
         "eval top1 88.7 % weights=plain",
         "profile latency 12.34 ms batch=1, device=cpu",
         "profile throughput 812.5 images/s batch=1 ",
-        "profile and all at device=cpu, execution=compiled, size=28, threads=2",
+        "profile the rest at device=cpu, execution=compiled, size=28, threads=2",
         "profile throughput failed images/s batch=64: no C++ compiler",
         "epoch loss top1 plain 1 2 81 2 1 82",
         "plain.safetensors weights 2.50 MB",

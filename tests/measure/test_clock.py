@@ -102,6 +102,10 @@ DISTURBED: list[tuple[dict[str, Any], str]] = [
     ({"others": 0.11}, "other processes used 11% of the CPU"),
     ({"steal": 0.06}, "the hypervisor took 6% of the CPU"),
     ({"after": {"gpu_throttled": ["power cap"]}}, "the GPU was throttled after it: power cap"),
+    (
+        {"before": {"gpu_held_back": {"power": 7.0}}, "after": {"gpu_held_back": {"power": 7.6}}},
+        "the GPU was held back by its power for 10% of it",
+    ),
     ({"rates": (Rates(79, 100), Rates(90, 90))}, "the matrix product before it reached 79% of the ceiling"),
     ({"rates": (Rates(99, 100), Rates(90, 50))}, "the copy after it reached 50% of the ceiling"),
     ({"seconds": (1.0, 1.0, 1.0, 1.2, 1.2, 1.2)}, "its second half was 20% slower than its first"),

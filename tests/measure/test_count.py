@@ -340,13 +340,20 @@ def test_a_compiled_network_is_counted_as_the_one_it_was_compiled_from() -> None
 
 def test_traffic_of_known_operators() -> None:
     convolution = traffic(nn.Conv2d(4, 2, 1), (4, 6, 6))
-    assert (convolution.weights, convolution.activations) == (8 + 2, N + 72)
+    assert (convolution.weights, convolution.activations) == (4 * (8 + 2), 4 * (N + 72))
     views = traffic(Net(lambda x: x.expand(5, 4, 6, 6).transpose(0, 1)[..., None] + 1), (4, 6, 6))
-    assert (views.weights, views.activations) == (0, N + 5 * N)  # an expanded tensor is read once
+    assert (views.weights, views.activations) == (0, 4 * (N + 5 * N))  # an expanded tensor is read once
     windows = traffic(Net(lambda x: x.unfold(2, 3, 1).contiguous()), (4, 6, 6))
-    assert windows.activations == N + 4 * 4 * 6 * 3
+    assert windows.activations == 4 * (N + 4 * 4 * 6 * 3)
     memory = traffic(Net(lambda x: (torch.empty(100), x)[1]), (4, 6, 6))
     assert memory.activations == 0
+
+
+def test_traffic_under_autocast_casts_the_weights_in_every_pass() -> None:
+    half = traffic(nn.Linear(10, 20), (1, 3, 10), torch.bfloat16)
+    weights, inputs, outputs = 20 * 10 + 20, 3 * 10, 3 * 20
+    assert half.weights == weights * (4 + 2 + 2)  # read in float32, written and read again in bfloat16
+    assert half.activations == inputs * (4 + 2 + 2) + outputs * 2
 
 
 def test_only_our_backbone_declares_a_closed_form() -> None:

@@ -1,6 +1,7 @@
 """What the machine tells is read; what it does not tell is left out."""
 
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import psutil
@@ -49,6 +50,9 @@ class Nvml:
     def nvmlDeviceGetComputeRunningProcesses(self, _: str) -> list[object]:  # noqa: N802
         return [object(), object()]
 
+    def nvmlDeviceGetViolationStatus(self, _: str, policy: int) -> Any:  # noqa: N802
+        return SimpleNamespace(violationTime=policy * 10**9)
+
     def nvmlDeviceGetTotalEnergyConsumption(self, _: str) -> int:  # noqa: N802
         self.joules += 5
         return int(1000 * self.joules)
@@ -74,6 +78,7 @@ def test_a_gpus_readings_fail_one_by_one() -> None:
         "gpu_memory_mhz": 2000,
         "gpu_watts": 250.0,
         "gpu_processes": 2,
+        "gpu_held_back": {"power": 0.0, "temperature": 1.0},  # NVML's numbers of the two policies
         "gpu_throttled": ["power cap", "temperature (hardware)"],
     }
 
@@ -98,8 +103,10 @@ def test_joules_of_a_gpu_come_from_its_counter(monkeypatch: pytest.MonkeyPatch) 
 
 @pytest.fixture
 def rapl(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    for name in ("intel-rapl:0", "intel-rapl:1", "intel-rapl:0:0"):
+    zones = {"intel-rapl:0": "package-0", "intel-rapl:1": "package-1", "intel-rapl:2": "psys"}
+    for name, zone in (zones | {"intel-rapl:0:0": "core"}).items():
         (tmp_path / name).mkdir()
+        (tmp_path / name / "name").write_text(f"{zone}\n")
         (tmp_path / name / "energy_uj").write_text("9000000\n")
         (tmp_path / name / "max_energy_range_uj").write_text("10000000\n")
     monkeypatch.setattr(machine, "POWERCAP", tmp_path)
@@ -115,6 +122,7 @@ def test_joules_of_cpu_packages_are_added_and_wrap_around(
     (rapl / "intel-rapl:0" / "energy_uj").write_text("9500000\n")
     (rapl / "intel-rapl:1" / "energy_uj").write_text("1000000\n")
     (rapl / "intel-rapl:0:0" / "energy_uj").write_text("9900000\n")  # a part of its package
+    (rapl / "intel-rapl:2" / "energy_uj").write_text("9900000\n")  # the platform, both packages included
     assert meter.joules() == pytest.approx(0.5 + 2.0)
 
 

@@ -70,6 +70,8 @@ def test_the_kinds_of_picture(suffix: str, start: bytes, tmp_path: Path) -> None
 def test_another_kind_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"A picture is a \.png, \.svg, \.pdf file, not 'roofline\.doc'"):
         roofline.draw([Point("halo", at(), 10, 1e9)], CEILINGS, tmp_path / "roofline.doc", "Some CPU")
+    with pytest.raises(ValueError, match=r"There is no folder .*nowhere"):
+        roofline.check(tmp_path / "nowhere" / "roofline.png")
 
 
 def written(

@@ -1,10 +1,14 @@
 """A worker measures in a process of its own, and every way of failing is one clear line."""
 
+import contextlib
 import copy
 import functools
+import gc
 import os
-from collections.abc import Callable
+import weakref
+from collections.abc import Callable, Iterator
 from dataclasses import replace
+from typing import Any
 
 import psutil
 import pytest
@@ -55,6 +59,69 @@ def test_a_training_step_leaves_the_weights_where_they_are(precision: Precision)
     assert model.training
     assert all(gradient is not None and gradient.any() for gradient in gradients)
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+
+
+class Graph:
+    """A CUDA graph as far as the host can tell: it replays what it was shown, and owns nothing of it."""
+
+    def replay(self) -> None:
+        pass
+
+
+def _fake_graphs(monkeypatch: pytest.MonkeyPatch, capture: Callable[[object], Any]) -> None:
+    class Stream:
+        def wait_stream(self, _: object) -> None:
+            pass
+
+    for name, fake in {
+        "CUDAGraph": Graph,
+        "Stream": Stream,
+        "current_stream": Stream,
+        "stream": lambda _: contextlib.nullcontext(),
+        "graph": capture,
+    }.items():
+        monkeypatch.setattr(torch.cuda, name, fake)
+
+
+@pytest.mark.parametrize("mode", ["inference", "train"])
+def test_what_a_graph_replays_over_is_kept(monkeypatch: pytest.MonkeyPatch, mode: Any) -> None:
+    _fake_graphs(monkeypatch, lambda _: contextlib.nullcontext())
+    made: list[weakref.ref[nn.Module]] = []
+
+    def make() -> nn.Module:
+        model = Tiny()
+        made.append(weakref.ref(model))
+        return model
+
+    subject = Subject(make, replace(SETTING, mode=mode, execution="cudagraph"), adamw, 1)
+    assert subject.prepare().compile_s is not None
+    gc.unfreeze()
+    gc.collect()
+    assert made[0]() is not None
+
+
+def test_a_failed_capture_tells_its_first_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    @contextlib.contextmanager
+    def capture(_: object) -> Iterator[None]:
+        try:
+            yield
+        finally:
+            raise RuntimeError("CUDA error: operation failed due to a previous error during capture")
+
+    def fail_when_captured(*_: object) -> None:
+        calls.append(1)
+        if len(calls) > 3:  # the passes before
+            refused()
+
+    def make() -> nn.Module:
+        model = Tiny()
+        model.register_forward_hook(fail_when_captured)
+        return model
+
+    calls: list[int] = []
+    _fake_graphs(monkeypatch, capture)
+    with pytest.raises(WorkerError, match="no such network"):
+        Subject(make, replace(SETTING, execution="cudagraph"), adamw, 1).prepare()
 
 
 @pytest.mark.parametrize("memory_format", ["channels_last", "contiguous"])
