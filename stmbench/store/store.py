@@ -17,7 +17,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from sqlalchemy import URL, Connection, Engine, Row, Table, func, insert, select, update
+from sqlalchemy import URL, Connection, Engine, Row, Table, delete, func, insert, select, update
 
 from stmbench.record import Artifact, Measurement
 from stmbench.store import database, process, tables
@@ -139,9 +139,12 @@ class Store:
             _update_run(connection, run_id, state=state, reason=reason, updated=now, heartbeat=now)
 
     def start_stage(self, run_id: str, stage: str) -> None:
-        """Open a stage, or open it again."""
+        """Open a stage, or open it again: its curves go on, its other numbers are taken anew."""
         now = datetime.now(UTC)
+        rows = tables.measurement.c
         with self._write() as connection:
+            old = delete(tables.measurement).where(rows.run == run_id, rows.stage == stage, rows.step == 0)
+            connection.execute(old)
             values = {"state": "running", "started": now, "ended": None, "reason": ""}
             _put(connection, tables.stage, {"run": run_id, "name": stage}, values)
             _update_run(connection, run_id, updated=now, heartbeat=now)

@@ -289,3 +289,14 @@ def test_reading_does_not_wait_for_a_writer(tmp_path: Path, new_run: NewRun) -> 
             connection.execute(update(tables.run).values(reason="not yet committed"))
             assert reader.run(run).reason == ""
         assert reader.run(run).reason == "not yet committed"
+
+
+def test_a_stage_taken_up_again_keeps_its_curve_alone(store: Store, new_run: NewRun) -> None:
+    run = store.create_run(new_run).id
+    store.start_stage(run, "train")
+    store.record(run, Measurement("train", "loss", 0.5, step=1))
+    store.record(run, Measurement("train", "skipped", 3.0))
+    store.record(run, Measurement("build", "macs", 7.0))
+    store.end_run(run, "interrupted")
+    store.start_stage(store.reopen(run).id, "train")
+    assert {(m.stage, m.name) for m in store.measurements(run)} == {("train", "loss"), ("build", "macs")}
