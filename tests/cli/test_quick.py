@@ -11,7 +11,7 @@ from stmbench.store import open_store
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("mixer", [name for name, row in catalog.mixers().items() if row.published])
+@pytest.mark.parametrize("mixer", list(catalog.mixers()))
 def test_quick_keeps_its_promise(mixer: str, tmp_path: Path) -> None:
     db = str(tmp_path / "stmbench.db")
     result = CliRunner().invoke(app, ["run", "--mixer", mixer, "--stage", "all", "--db", db])
