@@ -64,7 +64,7 @@ def gpu_readings(device: str) -> dict[str, Callable[[], Any]]:
         "gpu_celsius": lambda: pynvml.nvmlDeviceGetTemperature(handle, pynvml.NVML_TEMPERATURE_GPU),
         "gpu_watts": lambda: pynvml.nvmlDeviceGetPowerUsage(handle) / 1e3,
         "gpu_held_back": lambda: {
-            name: pynvml.nvmlDeviceGetViolationStatus(handle, policy).violationTime / 1e9
+            name: int(pynvml.nvmlDeviceGetViolationStatus(handle, policy).violationTime) / 1e9
             for name, policy in POLICIES.items()
         },
         "gpu_throttled": lambda: throttles(pynvml.nvmlDeviceGetCurrentClocksThrottleReasons(handle)),

@@ -93,7 +93,9 @@ def test_what_a_graph_replays_over_is_kept(monkeypatch: pytest.MonkeyPatch, mode
         made.append(weakref.ref(model))
         return model
 
-    subject = Subject(make, replace(SETTING, mode=mode, execution="cudagraph"), adamw, 1)
+    subject = Subject(
+        make, replace(SETTING, mode=mode, execution="cudagraph"), adamw, torch.get_num_threads()
+    )
     assert subject.prepare().compile_s is not None
     gc.unfreeze()
     gc.collect()
@@ -121,12 +123,14 @@ def test_a_failed_capture_tells_its_first_error(monkeypatch: pytest.MonkeyPatch)
     calls: list[int] = []
     _fake_graphs(monkeypatch, capture)
     with pytest.raises(WorkerError, match="no such network"):
-        Subject(make, replace(SETTING, execution="cudagraph"), adamw, 1).prepare()
+        Subject(make, replace(SETTING, execution="cudagraph"), adamw, torch.get_num_threads()).prepare()
 
 
 @pytest.mark.parametrize("memory_format", ["channels_last", "contiguous"])
 def test_precision_and_format_reach_the_network(memory_format: MemoryFormat) -> None:
-    subject = Subject(Spy, replace(SETTING, precision="bf16", memory_format=memory_format), adamw, 1)
+    subject = Subject(
+        Spy, replace(SETTING, precision="bf16", memory_format=memory_format), adamw, torch.get_num_threads()
+    )
     spy = Spy()
     subject._passes(spy)()
     assert spy.seen == (memory_format == "channels_last", torch.bfloat16, False, True)
