@@ -1,6 +1,7 @@
 """One clear line for an error, and its exit code: 2 for the user's mistakes, 1 for failures.
 
-A warning is one line too, and the command goes on."""
+A warning is one line too, and the command goes on.
+"""
 
 import errno
 

@@ -21,13 +21,13 @@ from typing import Any
 import torch
 
 import stmbench.data
-from stmbench.catalog import TIMM
 from stmbench.measure import ceilings, count, protocol, roofline
 from stmbench.measure.process import WorkerError
 from stmbench.measure.protocol import Attempt
 from stmbench.measure.setting import AUTOCAST, Rates, Setting, check
 from stmbench.measure.statistics import summarise
 from stmbench.measure.worker import Worker
+from stmbench.nn.timm_models import is_timm
 from stmbench.nn.weights import write_whole
 from stmbench.record import Artifact, Event, Job, Measurement, Note, Progress, condition
 from stmbench.stages import network
@@ -100,7 +100,7 @@ class _Session:
     def controlled(self) -> bool:
         """Whether the identity says what this mixer costs."""
         mixer = self.job.mixer
-        return self.job.recipe.profile.control and mixer != "identity" and not mixer.startswith(TIMM)
+        return self.job.recipe.profile.control and mixer != "identity" and not is_timm(mixer)
 
     @property
     def total(self) -> int:
