@@ -27,11 +27,11 @@ import torch
 from stmbench import catalog, evidence, recipe
 from stmbench.measure.setting import Execution, MemoryFormat, Precision
 from stmbench.measure.statistics import Ratio, ratio
-from stmbench.measure.worker import Round, Setting, Worker, WorkerError, check
+from stmbench.measure.worker import Prepared, Round, Setting, Worker, WorkerError, check
 from stmbench.nn import timm_models
-from stmbench.plan import find_device
+from stmbench.plan import check_backend, find_device
 from stmbench.recipe import Profile
-from stmbench.record import Job, Progress
+from stmbench.record import Job, Note, Progress
 from stmbench.stages import network
 
 PROTOCOL = "bench/1"
@@ -45,12 +45,12 @@ _CHOICES = {
     "execution": get_args(Execution),
     "memory_format": get_args(MemoryFormat),
 }
-_KEYS = ("scale", "weights", "precision", "execution", "memory_format")
+_KEYS = ("scale", "weights", "backend", "precision", "execution", "memory_format")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Options:
-    """What all contenders have in common; their own keys go before the last five."""
+    """What all contenders have in common; their own keys go before the last six."""
 
     batch_size: int | None = None  # 1, or 8 for a training step: BatchNorm learns nothing from one image
     image_size: int = 224
@@ -60,6 +60,7 @@ class Options:
     mode: str = "inference"
     scale: str = "micro"
     weights: str = ""
+    backend: str = ""  # of the mixers; "" for the fastest
     precision: str = "fp32"
     execution: str = "eager"
     memory_format: str = "channels_last"
@@ -87,6 +88,7 @@ class Row:
     seconds: float | None  # of a pass: the median over groups
     ratio: Ratio | None  # of its time to the reference's; None for the reference, and after a failure
     log_ratios: tuple[float, ...]  # one a group, behind the ratio
+    backend: str = ""  # that its mixers took; "" for a network that is not ours, and after a failure
     reason: str = ""  # why it failed
 
 
@@ -113,15 +115,15 @@ def contenders(texts: Sequence[str], options: Options) -> list[Contender]:
         raise ValueError("Name two contenders or more, such as: stmbench bench halo swin.")
     if options.channels not in (1, 3):
         raise ValueError(f"--channels is 1 or 3, not {options.channels}.")
-    options = dataclasses.replace(options, device=find_device(options.device))
     found = []
     for i, text in enumerate(texts):
         again = texts[:i].count(text)
-        found.append(_contender(text, f"{text} ({again + 1})" if again else text, options))
+        found.append(contender(text, options, f"{text} ({again + 1})" if again else text))
     return found
 
 
-def _contender(text: str, name: str, options: Options) -> Contender:
+def contender(text: str, options: Options, name: str = "") -> Contender:
+    """Read one ``NAME[@key=value,...]``, to be known as `name`; ValueError as for several."""
     network_name, _, settings = text.partition("@")
     own: dict[str, str] = {}
     for part in settings.split(",") if settings else ():
@@ -129,15 +131,15 @@ def _contender(text: str, name: str, options: Options) -> Contender:
         if not equals:
             raise ValueError(f"A contender is NAME or NAME@key=value,key=value, not '{text}'.")
         own[catalog.known("key of a contender", key, _KEYS)] = value
-    options = dataclasses.replace(options, **own)
-    contender = Contender(
-        name=name,
+    options = dataclasses.replace(options, **own, device=find_device(options.device))
+    found = Contender(
+        name=name or text,
         job=_job(network_name, own, options),
         classes=options.classes,
         setting=_setting(text, options),
     )
-    _check(contender, options)
-    return contender
+    _check(found, options)
+    return found
 
 
 def _check(contender: Contender, options: Options) -> None:
@@ -176,10 +178,12 @@ def _job(name: str, own: Collection[str], options: Options) -> Job:
         timm_models.check_name(name)
         if "scale" in own:
             raise ValueError(f"{name} has no scale: its name settles its size.")
-        scale = ""
+        scale, backend = "", ""
+        check_backend(name, options.backend if "backend" in own else "")
     else:
-        name, scale = catalog.mixer(name).name, options.scale
+        name, scale, backend = catalog.mixer(name).name, options.scale, options.backend
         catalog.scale(name, scale)
+        check_backend(name, backend)
     data = {"image_size": options.image_size, "channels": options.channels}
     data |= dict.fromkeys(("mean", "std"), [0.5] * options.channels)  # of images that are never read
     if options.weights and not Path(options.weights).is_file():
@@ -192,11 +196,12 @@ def _job(name: str, own: Collection[str], options: Options) -> Job:
         data="",
         device=options.device,
         weights=options.weights or None,
+        backend=backend,
         folder=Path(),
     )
 
 
-def run(asked: Sequence[Contender], groups: int) -> Iterator[Progress | Result]:
+def run(asked: Sequence[Contender], groups: int) -> Iterator[Progress | Note | Result]:
     """Compare the contenders with the first of them in so many groups; the last event is the result.
 
     One that fails is left out from then on. Without two to compare, one group is enough.
@@ -204,6 +209,7 @@ def run(asked: Sequence[Contender], groups: int) -> Iterator[Progress | Result]:
     live = {contender.name: contender for contender in asked}
     failures: dict[str, str] = {}
     taken: list[_Group] = []
+    said: set[str] = set()
     while live and (missing := _missing(taken, groups)):
         yield Progress("bench", f"bench {len(live)} models", len(taken), len(taken) + missing)
         try:
@@ -213,6 +219,9 @@ def run(asked: Sequence[Contender], groups: int) -> Iterator[Progress | Result]:
             del live[failed.name]
             if asked[0].name not in live or len(live) == 1:
                 groups = max(1, len(taken))
+        for text in _fallbacks(taken[-1:]) - said:
+            said.add(text)
+            yield Note("bench", text)
     kept = sorted(taken, key=_calmness(taken), reverse=True)[:groups]
     yield Result(
         rows=tuple(_row(contender, asked[0], kept, failures) for contender in asked),
@@ -232,6 +241,8 @@ class _Timed:
     seconds: tuple[float, ...]  # the median pass of each round
     pace: float | None  # MACs/s in the calibration; None where there was no memory for it
     others: float
+    backend: str
+    fallbacks: tuple[str, ...]  # why the backend that was forced is not taken
 
 
 _Group = Mapping[str, _Timed]  # by the contender's name
@@ -254,6 +265,7 @@ def _blamed(contender: Contender) -> Iterator[None]:
 def _take(members: Sequence[Contender], turned: bool) -> _Group:
     """Time one group of fresh processes; ends them all, whatever happens."""
     rounds: dict[str, list[Round]] = defaultdict(list)
+    prepared: dict[str, Prepared] = {}
     with contextlib.ExitStack() as stack:
         ready = [(contender, stack.enter_context(contender.start())) for contender in members]
         for contender, worker in ready:
@@ -261,22 +273,29 @@ def _take(members: Sequence[Contender], turned: bool) -> _Group:
                 worker.wait()  # for all, before the first is warmed up: starting takes every core
         for contender, worker in ready:
             with _blamed(contender):
-                worker.prepare()
+                prepared[contender.name] = worker.prepare()
         for turn in range(ROUNDS):
             for contender, worker in reversed(ready) if (turn % 2 == 1) != turned else ready:
                 with _blamed(contender):
                     taken = worker.sample(PASSES, ROUND_S, calibrate=turn in (0, ROUNDS - 1))
                     rounds[contender.name].append(taken)
-    return {name: _timed(found) for name, found in rounds.items()}
+    return {name: _timed(prepared[name], found) for name, found in rounds.items()}
 
 
-def _timed(rounds: Sequence[Round]) -> _Timed:
+def _timed(prepared: Prepared, rounds: Sequence[Round]) -> _Timed:
     paces = [rates.matmul for found in rounds for rates in found.rates if rates.matmul is not None]
     return _Timed(
         seconds=tuple(statistics.median(found.seconds) for found in rounds),
         pace=statistics.median(paces) if paces else None,
         others=statistics.median(found.others for found in rounds),
+        backend=prepared.backend,
+        fallbacks=prepared.fallbacks,
     )
+
+
+def _fallbacks(groups: Sequence[_Group]) -> set[str]:
+    """What is said of backends that cannot run, with the contender it is said of."""
+    return {f"{name}: {text}" for group in groups for name, each in group.items() for text in each.fallbacks}
 
 
 def _missing(taken: Sequence[_Group], groups: int) -> int:
@@ -318,5 +337,6 @@ def _row(
         seconds=statistics.median(seconds) if seconds else None,
         ratio=ratio(logs) if len(logs) >= FEWEST else None,
         log_ratios=tuple(logs),
+        backend=next((group[name].backend for group in groups if name in group), ""),
         reason=failures.get(name, ""),
     )

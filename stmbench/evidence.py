@@ -19,7 +19,7 @@ _PACKAGES = ("stmbench", "torch", "torchvision", "timm", "numpy")
 
 def gather(asked: Request, mixer: str) -> NewRun:
     """Everything about a run of one of the asked mixers that a reader may need a year later."""
-    commit, dirty = _git()
+    commit, dirty = git()
     return NewRun(
         mixer=mixer,
         scale=asked.scale_of(mixer),
@@ -35,6 +35,7 @@ def gather(asked: Request, mixer: str) -> NewRun:
         weights=asked.weights or "",
         weights_sha256=sha256(asked.weights) if asked.weights else "",
         preprocessing=asked.preprocessing,
+        backend=asked.backend,
         device=torch.device(asked.device).type,
         hardware=hardware(asked.device),
         precision=precision(asked.recipe, asked.device),
@@ -81,7 +82,7 @@ def sha256(path: str) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _git() -> tuple[str, bool]:
+def git() -> tuple[str, bool]:
     """The commit of stmbench's own checkout and whether it was changed; ("", False) from a wheel."""
     root = Path(__file__).parents[1]
     if not (root / ".git").exists():

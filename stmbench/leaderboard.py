@@ -6,9 +6,12 @@ condition of latency and throughput (batch sizes, threads, protocol, and whateve
 A run timed in several ways (fp32 and bf16, eager and compiled) stands in a group for each; one that was not
 timed, in that its like were last timed in. Throughput is that of the best batch of the sweep.
 
-A row is one network: mixer, scale and starting weights. Its seeds are averaged; of several runs with the
-same seed the newest that has a number gives it. Top-1 is that of the EMA weights wherever a run keeps
-them: the recipe decides it, never the result. Its interval is Wilson's (1927) for a share of the test
+Mixers are compared each by its fastest backend: whichever that was keeps no times apart, and a row whose runs
+were made to use another says so.
+
+A row is one network: mixer, scale, starting weights and forced backend. Its seeds are averaged; of several
+runs with the same seed the newest that has a number gives it. Top-1 is that of the EMA weights wherever a run
+keeps them: the recipe decides it, never the result. Its interval is Wilson's (1927) for a share of the test
 images, at 95 %: it says what another draw of test images could have given. Seeds share their test images,
 so more seeds do not narrow it; their own spread is the standard deviation beside the mean.
 """
@@ -52,6 +55,7 @@ class Row:
     mixer: str
     scale: str
     weights: str  # the checkpoint it started from, if any
+    backend: str  # that its mixers were forced to; "" for the best there is
     parameters: float | None
     macs: float | None
     latency: float | None  # ms
@@ -168,7 +172,7 @@ class _Entry(NamedTuple):
     def network(self) -> tuple[str, ...]:
         run = self.run
         images = json.dumps(run.preprocessing, sort_keys=True)  # weights fed otherwise answer otherwise
-        return (run.mixer, run.scale, run.weights, run.weights_sha256, images)
+        return (run.mixer, run.scale, run.weights, run.weights_sha256, images, run.backend)
 
     @property
     def protocol(self) -> _Protocol:
@@ -198,10 +202,10 @@ def _entries(run: RunRecord, measurements: Sequence[Measurement]) -> Iterator[_E
         if m.stage != "profile":
             fixed[name] = m.value
             continue
-        way = _without_batch(m.condition)
+        way = _without(m.condition, "backend", "batch", "batches")
         timed[way][name] = max(m.value, timed[way].get(name, 0.0))  # disturbed at any batch is disturbed
         if name in conditions[way]:
-            conditions[way][name] = m.condition
+            conditions[way][name] = _without(m.condition, "backend")
     for way, values in timed.items():
         if any(conditions[way].values()):
             yield _Entry(run, fixed | values, _Conditions(**conditions[way]))
@@ -209,8 +213,8 @@ def _entries(run: RunRecord, measurements: Sequence[Measurement]) -> Iterator[_E
         yield _Entry(run, fixed, None)
 
 
-def _without_batch(condition: str) -> str:
-    return ",".join(part for part in condition.split(",") if not part.startswith(("batch=", "batches=")))
+def _without(condition: str, *keys: str) -> str:
+    return ",".join(part for part in condition.split(",") if part.partition("=")[0] not in keys)
 
 
 def _comparable(entries: Sequence[_Entry]) -> dict[tuple[_Protocol, _Conditions], list[_Entry]]:
@@ -246,6 +250,7 @@ def _row(entries: Sequence[_Entry]) -> Row:
         mixer=run.mixer,
         scale=run.scale,
         weights=run.weights,
+        backend=run.backend,
         disturbed=bool(mean.pop("disturbed")),
         **mean,
         top1_low=low,
@@ -258,7 +263,7 @@ def _row(entries: Sequence[_Entry]) -> Row:
 
 def _ranked(rows: list[Row], sort: str) -> list[Row]:
     """Best first, ties by name; rows without a value last and unranked."""
-    rows = sorted(rows, key=lambda row: (row.mixer, row.scale, row.weights))
+    rows = sorted(rows, key=lambda row: (row.mixer, row.scale, row.weights, row.backend))
     with_value = [row for row in rows if getattr(row, sort) is not None]
     with_value.sort(key=lambda row: getattr(row, sort), reverse=sort in _DESCENDING)
     without = [row for row in rows if getattr(row, sort) is None]
@@ -318,7 +323,7 @@ def cells(row: Row) -> tuple[str, ...]:
     interval = f"{row.top1_low:.1f}{NONE}{row.top1_high:.1f}" if row.top1_low is not None else NONE
     return (
         NONE if row.rank is None else str(row.rank),
-        row.mixer + (f" from {Path(row.weights).name}" if row.weights else ""),
+        _name(row),
         row.scale or NONE,
         _text(row.parameters, amount),
         _text(row.macs, macs),
@@ -328,6 +333,11 @@ def cells(row: Row) -> tuple[str, ...]:
         interval,
         str(row.seeds),
     )
+
+
+def _name(row: Row) -> str:
+    backend = f" ({row.backend})" if row.backend else ""
+    return row.mixer + backend + (f" from {Path(row.weights).name}" if row.weights else "")
 
 
 def _text(value: float | None, form: Callable[[float], str]) -> str:

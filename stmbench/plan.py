@@ -13,7 +13,9 @@ import stmbench.data
 from stmbench import catalog, recipe
 from stmbench.data import DataInfo
 from stmbench.measure.setting import check as check_profile
+from stmbench.mixers.backends import PLAIN, Backend, BackendMixer
 from stmbench.nn import create_model, timm_models
+from stmbench.nn.backbone import Backbone
 from stmbench.nn.timm_models import is_timm
 from stmbench.nn.weights import read_weights
 from stmbench.recipe import Recipe
@@ -21,6 +23,9 @@ from stmbench.record import Job
 from stmbench.stages.build import parameters
 from stmbench.stages.network import classes_of, make
 from stmbench.stages.train import make_optimizer
+
+KINDS = ("cuda", "mps", "cpu")  # of devices
+_ONLY = Backend(PLAIN, "always: there is no other", torch.nn.Module.__call__)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -36,6 +41,7 @@ class Request:
     info: DataInfo
     device: str
     weights: str | None
+    backend: str = ""  # of the mixers; "" for the best there is
     preprocessing: Mapping[str, Any] = field(default_factory=dict)
     """What the weights of a timm model put in the place of the recipe's own, by its names."""
     warnings: tuple[str, ...] = ()
@@ -56,6 +62,7 @@ class Request:
             data=self.info.source,
             device=self.device,
             weights=self.weights,
+            backend=self.backend,
             folder=folder,
         )
 
@@ -72,6 +79,7 @@ def request(
     data: str | None,
     device: str,
     weights: Path | None,
+    backend: str = "",
 ) -> Request:
     """Check and resolve what was asked; ValueError for whatever a user can get wrong.
 
@@ -86,6 +94,7 @@ def request(
     for name in mixers:
         if not is_timm(name):
             catalog.scale(name, scale)
+        check_backend(name, backend)
     source = data or protocol.data.source
     if not source:
         raise ValueError(f"Recipe '{protocol.name}' needs data: give --data PATH.")
@@ -99,6 +108,7 @@ def request(
         info=stmbench.data.find(source),
         device=find_device(device),
         weights=str(weights.resolve()) if weights else None,
+        backend=backend,
     )
     if "profile" in asked.stages:
         check_profile(asked.device, protocol.profile)
@@ -106,6 +116,22 @@ def request(
     for name in filter(is_timm, asked.mixers):
         asked = _fit_timm(asked, name)
     return asked
+
+
+def backends_of(mixer: str) -> tuple[Backend, ...]:
+    """The ways in which a mixer of the catalogue can be computed, the best first and the plain one last."""
+    made = catalog.resolve(catalog.mixer(mixer).target)
+    chooses = isinstance(made, type) and issubclass(made, BackendMixer)
+    return made.backends if chooses else (_ONLY,)
+
+
+def check_backend(network: str, backend: str) -> None:
+    """ValueError where a mixer, or a timm model (which has no choice), lacks the backend; "" is anybody's."""
+    if not backend:
+        return
+    if is_timm(network):
+        raise ValueError(f"{network} has no backends to choose from: they are of our mixers alone.")
+    catalog.known(f"backend of {network}", backend, [each.name for each in backends_of(network)])
 
 
 def _check_optimizer(protocol: Recipe) -> None:
@@ -182,9 +208,9 @@ def prepared(protocol: Recipe, preprocessing: Mapping[str, Any]) -> Recipe:
 
 def find_device(name: str) -> str:
     """`auto` as the best device there is; ValueError for one that is not here."""
-    here = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
+    here = dict.fromkeys(KINDS, False) | dict.fromkeys(devices(), True)
     if name == "auto":
-        return next(device for device in ("cuda", "mps", "cpu") if here[device])
+        return devices()[0]
     kind, _, index = name.partition(":")
     catalog.known("device", kind, ["auto", *here])
     if not here[kind]:
@@ -194,21 +220,34 @@ def find_device(name: str) -> str:
     return name
 
 
+def devices() -> list[str]:
+    """The kinds of devices that are here, the fastest first."""
+    here = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
+    return [kind for kind in KINDS if here[kind]]
+
+
 def size(asked: Request, mixer: str) -> tuple[int, int | None]:
     """Parameters, and MACs where the network declares them, of one network of the request."""
     data = asked.recipe.data
     if is_timm(mixer):
         model = make(asked.job(mixer, Path()), asked.info.num_classes, device="cpu")
         return sum(parameter.numel() for parameter in model.parameters()), None
+    size, channels = data.image_size, data.channels
+    model = sketch(
+        mixer, asked.scale, image_size=size, in_channels=channels, num_classes=asked.info.num_classes
+    )
+    return weigh(model, size)
+
+
+def sketch(mixer: str, scale: str, **options: Any) -> Backbone:
+    """The network of a mixer without any numbers in it: made in no time, and on no device."""
     with torch.device("meta"):
-        model = create_model(
-            mixer,
-            asked.scale,
-            num_classes=asked.info.num_classes,
-            in_channels=data.channels,
-            image_size=data.image_size,
-        )
-    macs = sum(form.total for form in model.macs(data.image_size, data.image_size).values())
+        return create_model(mixer, scale, **options)
+
+
+def weigh(model: Backbone, image_size: int) -> tuple[int, int]:
+    """Parameters, and MACs of an image of so many pixels squared."""
+    macs = sum(form.total for form in model.macs(image_size, image_size).values())
     return sum(parameters(model).values()), macs
 
 

@@ -22,6 +22,7 @@ class Job:
     data: str  # a data set's name or path; see stmbench.data
     device: str = "cpu"
     weights: str | None = None  # a checkpoint file to start from
+    backend: str = ""  # that the mixers are to use; "" for the best there is
     folder: Path  # artifacts and checkpoints of the run
     ceilings: Mapping[tuple[str, str], float] = field(default_factory=dict)
     """What this machine is known to reach at most, by a measurement's name and condition."""

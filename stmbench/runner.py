@@ -55,6 +55,7 @@ def reopen(name: str, store: Store) -> Job:
         data=run.data_source,
         device=find_device(run.device),
         weights=run.weights or None,
+        backend=run.backend,
         folder=run.folder,
         ceilings=store.ceilings(run.host, run.hardware),
     )

@@ -12,8 +12,8 @@ import torch
 
 from stmbench import bench
 from stmbench.bench import Contender, Options, Result, contenders
-from stmbench.measure.worker import Rates, Round, Setting, WorkerError
-from stmbench.record import Progress
+from stmbench.measure.worker import Prepared, Rates, Round, Setting, WorkerError
+from stmbench.record import Note, Progress
 from stmbench.stages import network
 
 # Reading contenders
@@ -96,6 +96,7 @@ class Machine:
     seconds: Callable[[Contender, int], float]  # of a pass, by the contender and its group
     pace: Callable[[Contender, int], float | None] = lambda contender, group: 1e9
     fails: Callable[[Contender, int, str], str] = lambda contender, group, step: ""
+    taken: Callable[[Contender], tuple[str, tuple[str, ...]]] = lambda contender: ("plain", ())
     started: dict[str, int] = field(default_factory=dict)
     log: list[str] = field(default_factory=list)
     alive: int = 0
@@ -123,8 +124,11 @@ class Process:
         if reason := self.machine.fails(self.contender, self.group, step):
             raise WorkerError("memory", reason)
 
-    def prepare(self) -> None:
+    def prepare(self) -> Prepared:
         self._may_fail("prepare")
+        backend, said = self.machine.taken(self.contender)
+        settled = {"compile_s": None, "warm_up": (0.1,), "settled": True, "no_energy": ""}
+        return Prepared(**settled, backend=backend, fallbacks=said)
 
     def wait(self) -> None:
         pass
@@ -239,6 +243,15 @@ def test_when_all_fail_there_is_a_result_still(taken: Taken) -> None:
     assert [(row.reason, row.seconds) for row in result.rows] == [("no compiler", None)] * 2
 
 
+def test_a_row_says_the_backend_and_a_fallback_is_said_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    machine = Machine(steady, taken=lambda contender: ("quick", ("it fell",) * (contender.name == "swin")))
+    monkeypatch.setattr(Contender, "start", lambda self: machine.start(self))
+    *events, result = bench.run(contenders(["halo", "swin"], Options(device="cpu")), 6)
+    assert isinstance(result, Result)
+    assert [row.backend for row in result.rows] == ["quick", "quick"]
+    assert [event.text for event in events if isinstance(event, Note)] == ["swin: it fell"]
+
+
 def test_stopping_ends_the_processes(monkeypatch: pytest.MonkeyPatch) -> None:
     def stop(contender: Contender, group: int) -> float:
         raise KeyboardInterrupt
@@ -254,7 +267,7 @@ def test_stopping_ends_the_processes(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_real_processes(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(bench, "ROUNDS", 1)
     options = Options(image_size=28, channels=1, classes=10, device="cpu")
-    *_, result = bench.run(contenders(["identity", "dcnv3"], options), 6)
+    *_, result = bench.run(contenders(["identity", "dcnv3"], options), bench.FEWEST)
     assert isinstance(result, Result)
     assert result.rows[1].ratio
     assert result.rows[1].ratio.verdict == "slower"

@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from stmbench import __version__
-from stmbench.cli import bench, errors, info, plot, results, run
+from stmbench.cli import bench, errors, info, mixers, plot, results, run
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -22,7 +22,7 @@ app.command()(results.leaderboard)
 app.command()(results.runs)
 app.command()(results.show)
 app.add_typer(plot.app, name="plot")
-app.command()(info.mixers)
+app.add_typer(mixers.app, name="mixers")
 app.command()(info.recipes)
 app.command()(info.doctor)
 

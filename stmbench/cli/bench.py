@@ -28,11 +28,14 @@ def bench(
         typer.Argument(
             metavar="A B ...",
             help="Mixers or timm:NAME, the reference first. NAME@key=value,... changes for one of them: "
-            "scale, weights, precision, execution, memory_format.",
+            "scale, weights, backend, precision, execution, memory_format.",
         ),
     ],
     scale: Annotated[str, typer.Option(help="micro, tiny, small, base.")] = "micro",
     weights: Annotated[str, typer.Option(help="Checkpoint file (.safetensors, .pth).")] = "",
+    backend: Annotated[
+        str, typer.Option(help="How mixers compute: see `stmbench mixers show halo`. [default: the fastest]")
+    ] = "",
     batch_size: Annotated[
         int | None, typer.Option(min=1, help="Images at once. [default: 1, or 8 for a training step]")
     ] = None,
@@ -63,6 +66,7 @@ def bench(
         mode=mode,
         scale=scale,
         weights=weights,
+        backend=backend,
         precision=precision,
         execution=execution,
         memory_format=memory_format,
@@ -139,11 +143,15 @@ def _show(result: "Result") -> None:
         console = Console(width=10_000)
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
     table.add_column("contender", overflow="fold")
+    backends = any(row.backend not in ("", "plain") for row in result.rows)
+    if backends:
+        table.add_column("backend", overflow="fold")
     for header in ("time", "ratio", "95 %"):
         table.add_column(header, justify="right", no_wrap=True)
     table.add_column("verdict", overflow="fold")
     for row in result.rows:
-        table.add_row(*_cells(row, reference=row is result.rows[0]))
+        name, *cells = _cells(row, reference=row is result.rows[0])
+        table.add_row(name, *[escape(row.backend)] * backends, *cells)
     console.print(table)
     for line in _notes(result):
         console.print(f"[dim]{escape(line)}[/]", highlight=False)
@@ -196,6 +204,8 @@ def _row_record(row: "Row") -> dict[str, Any]:
         "network": job.mixer,
         "scale": job.scale,
         "weights": job.weights or "",
+        "backend": row.backend,
+        "forced": job.backend,
         **dataclasses.asdict(row.contender.setting),
         "seconds": row.seconds,
         "ratio": found and found.value,

@@ -3,7 +3,9 @@
 A warning is one line too, and the command goes on.
 """
 
+import contextlib
 import errno
+from collections.abc import Iterator
 
 from rich.console import Console
 from rich.markup import escape
@@ -18,6 +20,15 @@ def show(error: Exception, where: str = "") -> None:
 def warn(text: str) -> None:
     """Print a warning to stderr as one line."""
     Console(stderr=True, soft_wrap=True).print(f"[yellow]Warning:[/] {escape(text)}", highlight=False)
+
+
+@contextlib.contextmanager
+def fallbacks() -> Iterator[None]:
+    """Say in one line that a backend cannot run, where Python would tell the line of code as well."""
+    from stmbench.mixers import backends
+
+    with backends.fallbacks(warn):
+        yield
 
 
 def _line(error: Exception) -> str:

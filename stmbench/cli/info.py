@@ -1,4 +1,4 @@
-"""`stmbench mixers`, `recipes` and `doctor`: what there is to run, and what works on this machine."""
+"""`stmbench recipes` and `doctor`: what there is to run, and what works on this machine."""
 
 import json
 import shutil
@@ -13,16 +13,6 @@ from rich.markup import escape
 from rich.table import Table
 
 from stmbench.cli.options import DEFAULT, Database
-
-
-def mixers() -> None:
-    """List the mixers with their scales and sources."""
-    from stmbench import catalog
-
-    table = Table("mixer", "also", "what it is", "scales", "source", box=None, pad_edge=False)
-    for row in catalog.mixers().values():
-        table.add_row(row.name, ", ".join(row.aliases), row.title, " ".join(row.scales), row.source)
-    Console().print(table)
 
 
 def recipes(

@@ -32,6 +32,7 @@ def show(console: Console, asked: plan.Request) -> None:
     console.print(table)
     console.print(
         f"[bold]Plan[/]   {' → '.join(asked.stages)} on {asked.device}, seed {asked.seed}, "
+        f"{f'backend {asked.backend}, ' if asked.backend else ''}"
         f"for {len(asked.mixers)} model{'s' * (len(asked.mixers) != 1)}. Nothing was run.",
         highlight=False,
     )

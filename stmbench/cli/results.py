@@ -178,13 +178,15 @@ class _Board:
 
 
 def _runs(found: "Sequence[RunRecord]") -> Table:
-    headers = ("run", "state", "recipe", "data", "seed", "started", "took")
+    forced = any(run.backend for run in found)  # seldom, and then worth a column
+    headers = ("run", "state", *["backend"] * forced, "recipe", "data", "seed", "started", "took")
     table = _table(*headers, right=("seed", "took"), wrap=("recipe", "data"))
     for run in found:
         end = datetime.now(UTC) if run.state == "running" else run.updated
         table.add_row(
             run.id,
             _state(run.state),
+            *[escape(run.backend)] * forced,
             escape(run.recipe_name),
             escape(run.data_name),
             str(run.seed),
@@ -206,6 +208,7 @@ def _facts(run: "RunRecord") -> Table:
         "weights": f"{run.weights} (sha256 {run.weights_sha256[:12]})" if run.weights else "",
         "recipe": f"{run.recipe_name} ({run.recipe_digest})",
         "overrides": ", ".join(run.overrides),
+        "backend": f"{run.backend}, forced" if run.backend else "",
         "images": ", ".join(f"{key} {value}" for key, value in run.preprocessing.items()),
         "data": f"{run.data_name} ({run.data_fingerprint[:12]})",
         "seed": str(run.seed),

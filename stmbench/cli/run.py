@@ -47,6 +47,9 @@ def run(
     weights: Annotated[
         Path | None, typer.Option(help="Checkpoint to start from (.safetensors, .pth).")
     ] = None,
+    backend: Annotated[
+        str, typer.Option(help="How mixers compute: see `stmbench mixers show halo`. [default: the fastest]")
+    ] = "",
     set_: Annotated[
         list[str] | None, typer.Option("--set", help="Override the recipe: section.key=value.")
     ] = None,
@@ -67,6 +70,7 @@ def run(
         data=data,
         device=device,
         weights=weights,
+        backend=backend,
     )
     for warning in asked.warnings:
         errors.warn(warning)
@@ -105,7 +109,7 @@ def _follow_all(console: Console, store: "Store", jobs: "Iterator[Job]", db: str
     option = "" if db == os.environ.get("STMBENCH_DB", DEFAULT) else f" --db {db}"
     done: list[str] = []
     code = 0
-    with _terminated_as_interrupt():
+    with _terminated_as_interrupt(), errors.fallbacks():
         for job in jobs:
             run_id = job.folder.name
             try:
@@ -133,7 +137,8 @@ def _follow(console: Console, store: "Store", job: "Job") -> None:
     console.print(
         f"[bold]{job.folder.name}[/]  {f'{job.mixer} {job.scale}'.rstrip()}, "
         f"recipe {job.recipe.name} ({job.recipe_digest}), "
-        f"data {escape(job.data)}, {job.device}, seed {job.seed}",
+        f"data {escape(job.data)}, {job.device}, seed {job.seed}"
+        f"{f', backend {job.backend}' if job.backend else ''}",
         highlight=False,
     )
     with Drawer(console) as drawer:

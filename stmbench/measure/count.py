@@ -2,9 +2,9 @@
 
 Counter 1 is fvcore's walk over a TorchScript trace, counter 2 torch's FlopCounterMode under the dispatcher,
 both with the operators they lack added (`stmbench.measure.operators`). Both look at one image on a copy of
-the network in float32 on the CPU, in eval mode, uncompiled, without the fast path of `nn.MultiheadAttention`,
-which hides its operators. The mode beside counter 2 counts element-wise work, notes operators that nobody has
-a formula for, and adds up the bytes that eager execution reads and writes.
+the network in float32 on the CPU, in eval mode, uncompiled, its mixers by their plain backend, without the
+fast path of `nn.MultiheadAttention`, which hides its operators. The mode beside counter 2 counts element-wise
+work, notes operators nobody has a formula for, and adds up the bytes that eager execution reads and writes.
 """
 
 import contextlib
@@ -25,6 +25,7 @@ from torch.utils.flop_counter import FlopCounterMode, flop_registry
 from torch.utils.module_tracker import ModuleTracker
 
 from stmbench.measure import operators
+from stmbench.mixers import backends
 from stmbench.nn.backbone import Backbone
 from stmbench.record import Macs
 
@@ -186,6 +187,7 @@ def _eager_copy(model: nn.Module) -> Iterator[nn.Module]:
     # Of a compiled model the original; modules compiled in place are copied as they were before.
     net = copy.deepcopy(getattr(model, "_orig_mod", model))
     net = net.cpu().float().eval().requires_grad_(False)
+    backends.force(net, backends.PLAIN)
     fast_path = torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(False)
     try:

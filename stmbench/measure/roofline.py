@@ -75,7 +75,8 @@ def best(points: Iterable[Point]) -> list[Point]:
     """Of each network in each way it ran, the batch with the highest rate."""
     found: dict[tuple[str, ...], Point] = {}
     for point in points:
-        way = (point.network, *(f"{key}={value}" for key, value in point.parts.items() if key != "batch"))
+        parts = point.parts.items()
+        way = (point.network, *(f"{key}={value}" for key, value in parts if key not in ("batch", "backend")))
         found[way] = max(point, found.get(way, point), key=lambda each: each.rate)
     return list(found.values())
 

@@ -37,6 +37,8 @@ class Prepared:
     warm_up: tuple[float, ...]  # seconds of each pass of the warm-up
     settled: bool  # whether the running median had settled when the warm-up ended
     no_energy: str  # why energy cannot be measured here; "" where it can
+    backend: str = ""  # that its mixers take, several joined by "+"; "" for a network that is not ours
+    fallbacks: tuple[str, ...] = ()  # why the backend that was forced is not among them, a line each
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,6 +1,7 @@
 """What a measuring process holds: one network, made ready to run as its setting says."""
 
 import contextlib
+import dataclasses
 import gc
 import time
 from collections.abc import Callable
@@ -13,6 +14,8 @@ from stmbench.measure import clock, machine
 from stmbench.measure.ceilings import Yardstick, set_tf32
 from stmbench.measure.process import failure
 from stmbench.measure.setting import AUTOCAST, FORMATS, Memory, Prepared, Rates, Round, Setting
+from stmbench.mixers import backends
+from stmbench.nn.backbone import Backbone
 
 MakeOptimizer = Callable[[nn.Module], torch.optim.Optimizer]
 CALIBRATION_S = 0.03  # of the matrix product and of the copy, each before and after a round
@@ -43,10 +46,18 @@ class Subject:
 
     def prepare(self) -> Prepared:
         """Make, compile and warm up the network."""
+        said: list[str] = []
+        with backends.fallbacks(said.append):
+            prepared = self._prepare()
+            path = self._path()  # last: its pass is no part of the memory that was needed
+        return dataclasses.replace(prepared, backend=path, fallbacks=tuple(said))
+
+    def _prepare(self) -> Prepared:
         device = self.setting.device
         machine.reset_peak(device)
         base = machine.memory(device)
-        once = self._eager = self._passes(self._make())  # held: a graph replays over memory that this owns
+        self._model = self._make()
+        once = self._eager = self._passes(self._model)  # held: a graph replays over memory that this owns
         compile_s = None
         if self.setting.execution != "eager":
             started = time.perf_counter()
@@ -66,6 +77,18 @@ class Subject:
         return Prepared(
             compile_s=compile_s, warm_up=tuple(warm_up), settled=settled, no_energy=self._energy.missing
         )
+
+    def _path(self) -> str:
+        """The backends that the passes take."""
+        setting, model = self.setting, self._model
+        if not isinstance(model, Backbone):
+            return ""
+        image = torch.zeros(1, *setting.shape, device=setting.device)
+        grad = torch.enable_grad() if setting.mode == "train" else torch.inference_mode()
+        with grad, _autocast(setting):
+            return backends.paths(
+                model, image, batch=setting.batch, compiling=setting.execution == "compiled"
+            )
 
     def sample(self, count: int, least_s: float, calibrate: bool) -> Round:
         """Time passes, between two looks at the machine."""
@@ -157,14 +180,21 @@ def _forward(model: nn.Module, setting: Setting) -> Callable[[Tensor], Tensor]:
     forward = torch.compile(model) if setting.execution == "compiled" else model
     if setting.precision not in AUTOCAST:
         return forward
-    kind, dtype = torch.device(setting.device).type, AUTOCAST[setting.precision]
-    cached = setting.execution != "cudagraph"  # a graph must not use a cast that was made before it
 
     def cast(images: Tensor) -> Tensor:
-        with torch.autocast(kind, dtype, cache_enabled=cached):
+        with _autocast(setting):
             return forward(images)
 
     return cast
+
+
+def _autocast(setting: Setting) -> contextlib.AbstractContextManager[object]:
+    """Autocast as the setting's precision asks for."""
+    if setting.precision not in AUTOCAST:
+        return contextlib.nullcontext()
+    cached = setting.execution != "cudagraph"  # a graph must not use a cast that was made before it
+    kind = torch.device(setting.device).type
+    return torch.autocast(kind, AUTOCAST[setting.precision], cache_enabled=cached)
 
 
 def _first_pass(once: Callable[[], object]) -> Callable[[], object]:

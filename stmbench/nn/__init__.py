@@ -10,6 +10,8 @@ from stmbench.nn.weights import load_weights
 
 __all__ = ["create_model"]
 
+_FORCE = "stmbench.mixers.backends:force"  # by its name, as all of the mixers are known here
+
 
 def create_model(
     mixer: str,
@@ -23,6 +25,7 @@ def create_model(
     global_pool: str = "avg",
     weights: str | Path | None = None,
     size_of: str | None = None,
+    backend: str = "",
 ) -> Backbone:
     """The unified backbone around `mixer` (a name or alias of the catalogue) at `scale`.
 
@@ -33,9 +36,10 @@ def create_model(
         global_pool: "avg", "max", or whatever else timm's pooling knows.
         weights: a checkpoint file, ours or a published one; see `stmbench.nn.weights.load_weights`.
         size_of: another mixer, whose backbone it is (widths, depths, position maps): only the mixers differ.
+        backend: how every mixer computes, where it can; by default the fastest way there is for each input.
 
     Raises:
-        ValueError: no such mixer or scale, a size that cannot be, or weights that do not fit.
+        ValueError: no such mixer, scale or backend, a size that cannot be, or weights that do not fit.
     """
     row, around = catalog.mixer(mixer), catalog.mixer(size_of or mixer)
     size = catalog.scale(around.name, scale)
@@ -66,6 +70,7 @@ def create_model(
         global_pool=global_pool,
         drop_rate=drop_rate,
     )
+    catalog.resolve(_FORCE)(model, backend)
     if weights is not None:
         load_weights(model, weights)
     return model

@@ -16,6 +16,7 @@ from torch import nn
 
 import stmbench.data
 from stmbench.measure.count import Count, count, declared
+from stmbench.mixers import backends
 from stmbench.record import Event, Job, Macs, Measurement, condition
 from stmbench.stages import network
 
@@ -33,6 +34,7 @@ def run(job: Job) -> Iterator[Event]:
     """
     info = stmbench.data.find(job.data)
     model = network.make(job, info.num_classes, device="cpu").eval()
+    backends.force(model, backends.PLAIN)  # it is counted here, not timed
     size, channels = job.recipe.data.image_size, job.recipe.data.channels
     at = condition(height=size, width=size)
     yield from _measure("parameters", parameters(model), "", "")

@@ -50,6 +50,7 @@ def run(job: Job) -> Iterator[Event]:
     info = stmbench.data.find(job.data)
     loader = stmbench.data.eval_loader(info, job.recipe, device=job.device)
     for kind, model in network.trained(job, info):
+        yield from network.taken(job, model, "eval")
         predictions = yield from predict(job, model, loader, f"eval {kind}")
         at = condition(weights=kind)
         for name, (value, unit) in predictions.numbers().items():

@@ -9,11 +9,13 @@ from typing import Any
 import torch
 from torch import nn
 
+from stmbench import catalog
 from stmbench.data import DataInfo
 from stmbench.measure.setting import AUTOCAST
+from stmbench.mixers import backends
 from stmbench.nn import create_model, timm_models, weights
 from stmbench.recipe import Recipe
-from stmbench.record import Job
+from stmbench.record import Event, Job, Measurement, Note, condition
 
 
 class OutOfMemoryError(RuntimeError):
@@ -25,7 +27,7 @@ def make(job: Job, num_classes: int, device: str | None = None) -> nn.Module:
     if timm_models.is_timm(job.mixer):
         model = _create(job, num_classes, partial(timm_models.create, job.mixer))
     else:
-        model = _create(job, num_classes, partial(create_model, job.mixer, job.scale))
+        model = _create(job, num_classes, partial(create_model, job.mixer, job.scale, backend=job.backend))
     if job.weights:
         load(job, model, job.weights)
     return _placed(model, device or job.device)
@@ -84,6 +86,26 @@ def trained(job: Job, info: DataInfo) -> Iterator[tuple[str, nn.Module]]:
     for kind, file in files.items():
         load(job, model, file, ema=kind == "ema")
         yield kind, model
+
+
+def taken(job: Job, model: nn.Module, stage: str) -> Iterator[Event]:
+    """The backends that the stage's mixers take, as the condition of their number; of networks of ours alone.
+
+    A forced backend that cannot run is a note.
+    """
+    if timm_models.is_timm(job.mixer):
+        return
+    recipe, trains = job.recipe, stage == "train"
+    size, channels = recipe.data.image_size, recipe.data.channels
+    batch = recipe.train.device_batch_size or recipe.train.batch_size if trains else recipe.eval.batch_size
+    said: list[str] = []
+    grad = torch.enable_grad() if trains else torch.inference_mode()
+    with backends.fallbacks(said.append), grad, autocast(recipe, job.device):
+        image = torch.zeros(1, channels, size, size, device=job.device)
+        path = backends.paths(model, image, batch=batch, compiling=trains and recipe.train.compile)
+    yield from (Note(stage, text) for text in said)
+    mixers = sum(catalog.scale(job.mixer, job.scale).depths)
+    yield Measurement(stage, "mixers", mixers, "", condition(backend=path))
 
 
 def precision(recipe: Recipe, device: str) -> str:

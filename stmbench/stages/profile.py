@@ -78,6 +78,7 @@ class _Session:
     traffic: dict[str, count.Traffic] = field(default_factory=dict)  # of one image, by precision
     attempts: list[Attempt] = field(default_factory=list)  # every one, in the order in which they were taken
     kept: list[Attempt] = field(default_factory=list)  # one for each setting
+    said: set[str] = field(default_factory=set)  # of backends that cannot run
 
     @property
     def batches(self) -> list[int]:
@@ -120,9 +121,11 @@ class _Session:
         best = ceilings.best([self.ceiling(precision), ceilings.least(rates)])
         self.matmul[precision], self.copy = best.matmul, best.copy
 
-    def at(self, setting: Setting, **batch: object) -> str:
-        """The condition of a setting's numbers; `batch` says how many images, where not the setting does."""
+    def at(self, attempt: Attempt, **batch: object) -> str:
+        """The condition of an attempt's numbers; `batch` says how many images, where not the setting does."""
+        setting, prepared = attempt.setting, attempt.prepared
         return condition(
+            **({"backend": prepared.backend} if prepared and prepared.backend else {}),
             **(batch or {"batch": setting.batch}),
             device=torch.device(setting.device).type,
             execution=setting.execution,
@@ -190,7 +193,7 @@ def _measure(session: _Session, way: Setting) -> Iterator[Event]:
     controlled = [attempt for attempt in sweep if attempt.round and attempt.setting.batch == 1]
     if fine := [attempt for attempt in sweep if attempt.round]:
         best = min(fine, key=lambda attempt: attempt.median / attempt.setting.batch)
-        at = session.at(way, batches="+".join(map(str, session.batches)))
+        at = session.at(best, batches="+".join(map(str, session.batches)))
         yield Measurement("profile", "best_throughput", best.setting.batch / best.median, "images/s", at)
         yield Measurement("profile", "best_batch", best.setting.batch, "images", at)
         controlled += [best] if best not in controlled else []
@@ -207,7 +210,7 @@ def _setting(session: _Session, setting: Setting) -> Generator[Event, None, Atte
     if attempt.round:
         yield from _numbers(session, attempt)
         return attempt
-    at, train = session.at(setting), setting.mode == "train"
+    at, train = session.at(attempt), setting.mode == "train"
     units = {"throughput": "images/s", "peak_memory": "bytes"}
     headlines = {f"train_{name}" if train else name: unit for name, unit in units.items()}
     if train or setting.batch == 1:
@@ -223,7 +226,7 @@ def _compare(session: _Session, attempt: Attempt) -> Iterator[Event]:
     control = yield from _take(session, attempt.setting, control=True)
     name = "train_mixer_cost" if attempt.setting.mode == "train" else "mixer_cost"
     value = attempt.median / control.median if control.round else math.nan
-    yield Measurement("profile", name, value, "", session.at(attempt.setting), reason=control.error)
+    yield Measurement("profile", name, value, "", session.at(attempt), reason=control.error)
 
 
 def _take(session: _Session, setting: Setting, *, control: bool = False) -> Generator[Event, None, Attempt]:
@@ -235,10 +238,19 @@ def _take(session: _Session, setting: Setting, *, control: bool = False) -> Gene
         tries.append(attempt)
         if attempt.round:
             session.raise_ceilings(setting.precision, attempt.round.rates)
+    yield from _fallbacks(session, tries[-1])
     session.attempts += tries
     session.kept.append(protocol.kept(tries))
     yield _rounds(session)
     return session.kept[-1]
+
+
+def _fallbacks(session: _Session, attempt: Attempt) -> Iterator[Note]:
+    """Why a backend that was forced is not taken, each reason once."""
+    for text in attempt.prepared.fallbacks if attempt.prepared else ():
+        if text not in session.said:
+            session.said.add(text)
+            yield Note("profile", text)
 
 
 def _rounds(session: _Session) -> Artifact:
@@ -283,8 +295,8 @@ def _text(setting: Setting, control: bool = False) -> str:
 
 def _numbers(session: _Session, attempt: Attempt) -> Iterator[Measurement]:
     """Everything measured under one setting, name by name."""
-    setting, at = attempt.setting, session.at(attempt.setting)
-    prefix = "train_" if setting.mode == "train" else ""
+    at = session.at(attempt)
+    prefix = "train_" if attempt.setting.mode == "train" else ""
     for name, (value, unit) in (_times(attempt) | _resources(attempt)).items():
         yield Measurement("profile", prefix + name, value, unit, at)
 
@@ -345,7 +357,7 @@ def _against_the_limit(session: _Session) -> Iterator[Measurement]:
     """The ceilings as they stand at the end, and what each setting reaches of them."""
     yield from _ceiling_rows(session)
     for attempt in session.kept:
-        batch, precision, at = attempt.setting.batch, attempt.setting.precision, session.at(attempt.setting)
+        batch, precision, at = attempt.setting.batch, attempt.setting.precision, session.at(attempt)
         traffic = session.traffic.get(precision)
         if attempt.control or not attempt.round or attempt.setting.mode == "train" or not traffic:
             continue
@@ -361,7 +373,7 @@ def _against_the_limit(session: _Session) -> Iterator[Measurement]:
 
 def _plain(session: _Session, attempt: Attempt) -> dict[str, Any]:
     """An attempt as the artifact has it: times with five significant digits."""
-    values: dict[str, Any] = dataclasses.asdict(attempt) | {"condition": session.at(attempt.setting)}
+    values: dict[str, Any] = dataclasses.asdict(attempt) | {"condition": session.at(attempt)}
     if attempt.round:
         for name in ("seconds", "device_seconds"):
             values["round"][name] = [float(f"{each:.5g}") for each in values["round"][name]]

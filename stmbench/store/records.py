@@ -27,6 +27,7 @@ class NewRun:
     weights: str = ""  # the checkpoint file the run started from, if any
     weights_sha256: str = ""
     preprocessing: Mapping[str, Any] = field(default_factory=dict)  # a model's own, in the recipe's terms
+    backend: str = ""  # that its mixers were forced to; "" for the best there is
     device: str  # cpu, cuda or mps
     hardware: str  # model of the CPU or GPU; rows of the leaderboard share it
     precision: str  # fp32, bf16 or fp16

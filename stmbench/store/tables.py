@@ -25,7 +25,7 @@ from sqlalchemy import (
     TypeDecorator,
 )
 
-SCHEMA = "0002"  # the newest revision in migrations/versions; revisions sort by their names
+SCHEMA = "0003"  # the newest revision in migrations/versions; revisions sort by their names
 VERSION_TABLE = "stmbench_version"
 
 
@@ -76,6 +76,7 @@ run = Table(
     Column("device", String(16), nullable=False),
     Column("hardware", String(255), nullable=False),
     Column("preprocessing", JSON, nullable=False, server_default="{}"),
+    Column("backend", Text, nullable=False, server_default=""),
     Column("precision", String(16), nullable=False),
     Column("threads", Integer, nullable=False),
     Column("argv", JSON, nullable=False),

@@ -38,7 +38,7 @@ def invoke(monkeypatch: pytest.MonkeyPatch) -> Invoke:
 def result(
     asked: Sequence[Contender], groups: int, found: Sequence[Ratio | str], reference: str, **more: Any
 ) -> Result:
-    row = functools.partial(Row, seconds=0.0123, log_ratios=())
+    row = functools.partial(Row, seconds=0.0123, log_ratios=(), backend=more.pop("backend", "plain"))
     rows = [row(contender=asked[0], ratio=None, reason=reference)]
     for contender, each in zip(asked[1:], found, strict=True):
         failed = isinstance(each, str)
@@ -69,6 +69,16 @@ def test_the_table(invoke: Invoke) -> None:
     assert lines[4].endswith("Out of memory")
     assert "inference at batch 1 of 3x224x224, Some CPU [cpu], 2 threads" in lines[5]
     assert len(lines) == 6
+
+
+def test_the_backend_is_shown_where_any_is_not_plain(invoke: Invoke) -> None:
+    outcome = invoke("halo@backend=plain", "halo", found=[FASTER], backend="sdpa+plain")
+    head, first, *_ = outcome.stdout.splitlines()
+    assert head.split()[:2] == ["contender", "backend"]
+    assert first.split()[:2] == ["halo@backend=plain", "sdpa+plain"]
+    outcome = invoke("halo@backend=plain", "halo", "--format", "json", found=[FASTER], backend="sdpa+plain")
+    first, second = json.loads(outcome.stdout)["contenders"]
+    assert (first["backend"], first["forced"], second["forced"]) == ("sdpa+plain", "plain", "")
 
 
 def test_a_restless_machine_is_told_of(invoke: Invoke) -> None:

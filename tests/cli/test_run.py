@@ -105,6 +105,8 @@ MISTAKES = [
     (["--model", "timm:test_vit"], "timm:test_vit does not take 28x28 images of 1 channel"),
     (["--model", "timm:test_resnet", "--scale", "tiny"], "--scale is of the mixers' backbone"),
     (["--model", "timm:test_resnet", "--stage", "eval"], "Nothing to evaluate"),
+    (["--mixer", "pool", "--backend", "fast"], "Unknown backend of pool 'fast'. Known: plain."),
+    (["--model", "timm:test_resnet", "--backend", "plain"], "timm:test_resnet has no backends to choose"),
     (["--mixer", ","], "--mixer, --model and --stage take names"),
     (["--stage", "eval"], "Nothing to evaluate"),
 ]
