@@ -7,14 +7,19 @@ learnt map of absolute positions that belongs to this family lives in the backbo
 Shapes: B batch, H x W positions, N = H W, M keys, C channels, h heads, D = C / h.
 """
 
+from collections.abc import Callable
+from functools import partial
+
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from stmbench.mixers import attention
+from stmbench.mixers.backends import PLAIN, Backend, BackendMixer
 from stmbench.mixers.layers import ChannelsLastConv2d, ceil_div, check_heads
 from stmbench.record import Macs
 
 
-class SpatialReductionAttention(nn.Module):
+class SpatialReductionAttention(BackendMixer):
     """Attention whose keys and values come from a convolution with kernel and stride `reduction`."""
 
     def __init__(self, dim: int, *, num_heads: int, reduction: int) -> None:
@@ -31,15 +36,7 @@ class SpatialReductionAttention(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, H, W, C) -> (B, H, W, C)."""
-        B, H, W, C = x.shape
-        h, r = self.num_heads, self.reduction
-        q = self.q(x).reshape(B, H * W, h, C // h).transpose(1, 2)  # (B, h, N, D)
-        if H % r or W % r:
-            x = F.pad(x, (0, 0, 0, -W % r, 0, -H % r))
-        kv = self.kv(self.reduce(x)).reshape(B, -1, 2, h, C // h)  # (B, M, 2, h, D)
-        k, v = kv.permute(2, 0, 3, 1, 4)  # each (B, h, M, D)
-        x = F.scaled_dot_product_attention(q, k, v)  # (B, h, N, D)
-        return self.proj(x.transpose(1, 2).reshape(B, H, W, C))
+        return self.backend(x).run(self, x)
 
     def macs(self, height: int, width: int) -> Macs:
         """Multiply-accumulates of one image of `height` x `width` positions; padding is reduced too."""
@@ -48,3 +45,27 @@ class SpatialReductionAttention(nn.Module):
         reduced = m * r * r if r > 1 else 0  # positions the convolution reads, each once
         padded = reduced - n if r > 1 else 0
         return Macs((2 * n + reduced + 2 * m) * c * c + 2 * n * m * c, padding=padded * c * c)
+
+
+def _attend(mixer: SpatialReductionAttention, x: Tensor, attend: Callable[..., Tensor]) -> Tensor:
+    """By `attend(q, k, v)` of (B, h, N, D) and (B, h, M, D)."""
+    B, H, W, C = x.shape
+    h, r = mixer.num_heads, mixer.reduction
+    q = mixer.q(x).reshape(B, H * W, h, C // h).transpose(1, 2)  # (B, h, N, D)
+    if H % r or W % r:
+        x = F.pad(x, (0, 0, 0, -W % r, 0, -H % r))
+    kv = mixer.kv(mixer.reduce(x)).reshape(B, -1, 2, h, C // h)  # (B, M, 2, h, D)
+    k, v = kv.permute(2, 0, 3, 1, 4)  # each (B, h, M, D)
+    x = attend(q, k, v)  # (B, h, N, D)
+    return mixer.proj(x.transpose(1, 2).reshape(B, H, W, C))
+
+
+SpatialReductionAttention.backends = (
+    Backend(
+        "sdpa",
+        "unless exported",
+        partial(_attend, attend=attention.fused),
+        best=lambda call: not call.exporting,
+    ),
+    Backend(PLAIN, "always", partial(_attend, attend=attention.plain)),
+)

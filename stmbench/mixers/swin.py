@@ -4,20 +4,106 @@ Liu et al. 2021, "Swin Transformer" (arXiv:2103.14030). Departures: each axis is
 an axis not longer than the window is one window of its own length, without shift; any other axis is padded
 at its end to whole windows, and padded keys are masked out. Masks and biases are made anew for every size.
 
+`chunked` is not twice differentiable; the others are as far as torch's attention is, `plain` anyhow.
+
 Shapes: B batch, H x W positions, n x m windows of a x b positions, T = a b, C channels, h heads, D = C / h.
 """
 
+from collections.abc import Callable, Iterator
+from functools import partial
+from typing import Any, NamedTuple
+
 import torch
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
+from stmbench.mixers import attention
+from stmbench.mixers.backends import PLAIN, Backend, BackendMixer
 from stmbench.mixers.layers import ceil_div, check_heads
 from stmbench.record import Macs
 
 WINDOW = 7
 
 
-class ShiftedWindowAttention(nn.Module):
+class _Axis(NamedTuple):
+    """How windows lie along one axis."""
+
+    number: int
+    window: int
+    shift: int
+
+    @property
+    def size(self) -> int:
+        return self.number * self.window
+
+    def pieces(self) -> list[tuple[slice, slice, slice]]:
+        """Which windows hold, at which of their places, which positions: the last one wraps around."""
+        n, a, s = self
+        if not s:
+            return [(slice(0, n), slice(0, a), slice(0, n * a))]
+        whole = (slice(0, n - 1), slice(0, a), slice(s, s + (n - 1) * a))
+        last = slice(n - 1, n)
+        return [
+            whole,
+            (last, slice(0, a - s), slice(s + (n - 1) * a, n * a)),
+            (last, slice(a - s, a), slice(0, s)),
+        ]
+
+
+class _Layout(NamedTuple):
+    """How a map is cut into windows and heads."""
+
+    ys: _Axis
+    xs: _Axis
+    heads: int
+
+    @property
+    def groups(self) -> int:
+        return self.ys.number * self.xs.number * self.heads
+
+    @property
+    def positions(self) -> int:
+        return self.ys.window * self.xs.window
+
+    def pad(self, x: Tensor) -> Tensor:
+        """(B, H, W, X) -> (B, n a, m b, X)."""
+        rows, columns = self.ys.size - x.shape[1], self.xs.size - x.shape[2]
+        return F.pad(x, (0, 0, 0, columns, 0, rows)) if rows or columns else x
+
+    def pairs(self, x: Tensor, windows: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
+        """Views of a map (B, n a, m b, k C) and its windows (k, B n m h, T, D), alike in shape and meaning.
+
+        Whoever copies one into the other moves the map and cuts it in one go.
+        """
+        k, D = windows.shape[0], windows.shape[-1]
+        (n, a, _), (m, b, _) = self.ys, self.xs
+        windows = windows.view(k, -1, n, m, self.heads, a, b, D)
+        for ns, rows, top in self.ys.pieces():
+            for ms, columns, left in self.xs.pieces():
+                cut = windows[:, :, ns, ms, :, rows, columns]
+                n, m, a, b = cut.shape[2], cut.shape[3], cut.shape[5], cut.shape[6]
+                piece = (
+                    x[:, top, left].unflatten(3, (k, self.heads, D)).unflatten(2, (m, b)).unflatten(1, (n, a))
+                )
+                # (b, n, a, m, b, k, h, D) with the cut's own n, a, m and b
+                yield piece.permute(5, 0, 1, 3, 6, 2, 4, 7), cut
+
+    def cut(self, x: Tensor, parts: int) -> Tensor:
+        """(B, n a, m b, k C) -> (k, B n m h, T, D)."""
+        D = x.shape[-1] // parts // self.heads
+        windows = x.new_empty(parts, x.shape[0] * self.groups, self.positions, D)
+        for piece, place in self.pairs(x, windows):
+            place.copy_(piece)
+        return windows
+
+    def join(self, windows: Tensor, out: Tensor) -> None:
+        """The way back, into `out`."""
+        for place, piece in self.pairs(out, windows):
+            place.copy_(piece)
+
+
+class ShiftedWindowAttention(BackendMixer):
     """Attention within 7x7 windows, laid out after the map is moved `shift` positions up and left."""
 
     def __init__(self, dim: int, *, num_heads: int, shift: int) -> None:
@@ -32,34 +118,24 @@ class ShiftedWindowAttention(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, H, W, C) -> (B, H, W, C)."""
-        B, H, W, C = x.shape
-        h, D = self.num_heads, C // self.num_heads
-        (a, n, down), (b, m, right) = self._windows(H), self._windows(W)
-        qkv = self.qkv(x)  # (B, H, W, 3C)
-        if padded := n * a > H or m * b > W:
-            qkv = F.pad(qkv, (0, 0, 0, m * b - W, 0, n * a - H))
-        if shifted := down > 0 or right > 0:
-            qkv = qkv.roll((-down, -right), (1, 2))
-        qkv = qkv.reshape(B, n, a, m, b, 3, h, D).permute(5, 0, 1, 3, 6, 2, 4, 7)
-        q, k, v = qkv.reshape(3, B, n * m * h, a * b, D)  # each (B, n m h, T, D)
-        bias = self._bias(a, b)  # (1, h, T, T)
-        if padded or shifted:
-            bias = bias.masked_fill(~self._visible(H, W, x.device), float("-inf")).flatten(0, 1)[None]
-        elif n * m > 1:
-            bias = bias.repeat(1, n * m, 1, 1)  # (1, n m h, T, T)
-        x = F.scaled_dot_product_attention(q, k, v, attn_mask=bias.to(q.dtype))
-        x = x.reshape(B, n, m, h, a, b, D).permute(0, 1, 4, 2, 5, 3, 6)
-        # A real copy, not a view: its layout would depend on the kernel of attention, and export fixes views.
-        x = x.clone(memory_format=torch.contiguous_format).reshape(B, n * a, m * b, C)
-        if shifted:
-            x = x.roll((down, right), (1, 2))
-        return self.proj(x[:, :H, :W])
+        return self.backend(x).run(self, x)
 
-    def _windows(self, length: int) -> tuple[int, int, int]:
-        """Size, number and shift of the windows along an axis."""
+    def layout(self, x: Tensor) -> _Layout:
+        return _Layout(self._axis(x.shape[1]), self._axis(x.shape[2]), self.num_heads)
+
+    def bias(self, height: int, width: int) -> Tensor:
+        """What is added to scores: (h, T, T) or, where windows differ, (n m h, T, T)."""
+        ys, xs = self._axis(height), self._axis(width)
+        bias = self._bias(ys.window, xs.window)
+        if ys.size > height or xs.size > width or ys.shift or xs.shift:
+            bias = bias.masked_fill(~self._visible(height, width, bias.device), float("-inf"))
+        return bias.flatten(0, -3)
+
+    def _axis(self, length: int) -> _Axis:
+        """The windows along an axis."""
         if length <= WINDOW:
-            return length, 1, 0
-        return WINDOW, ceil_div(length, WINDOW), self.shift
+            return _Axis(1, length, 0)
+        return _Axis(ceil_div(length, WINDOW), WINDOW, self.shift)
 
     def _bias(self, a: int, b: int) -> Tensor:
         """The bias between all positions of an a x b window, (1, h, T, T)."""
@@ -82,7 +158,7 @@ class ShiftedWindowAttention(nn.Module):
         A shifted map wraps around: the last window holds positions of both ends, which are no neighbours.
         Padding is a region of its own rather than unseen by all, so that no query is left without a key.
         """
-        window, number, shift = self._windows(length)
+        number, window, shift = self._axis(length)
         position = torch.arange(number * window, device=device)  # in the shifted map
         wrapped = position >= number * window - shift
         padding = ((position + shift) % (number * window)) >= length
@@ -92,14 +168,119 @@ class ShiftedWindowAttention(nn.Module):
     def macs(self, height: int, width: int) -> Macs:
         """Multiply-accumulates of one image of `height` x `width` positions; padding attends too."""
         c, n = self.dim, height * width
-        (a, rows, _), (b, columns, _) = self._windows(height), self._windows(width)
+        (rows, a, _), (columns, b, _) = self._axis(height), self._axis(width)
         scores = rows * columns * (a * b) ** 2
         padded = scores - self._pairs(height) * self._pairs(width)
         return Macs(4 * n * c * c + 2 * scores * c, padding=2 * padded * c)
 
     def _pairs(self, length: int) -> int:
         """How often two positions of the image share a window along an axis of `length`."""
-        window, number, shift = self._windows(length)
+        number, window, shift = self._axis(length)
         size = window * number
         inside = [(position + shift) % size < length for position in range(size)]  # in the shifted map
         return sum(sum(inside[first : first + window]) ** 2 for first in range(0, size, window))
+
+
+def _attend(mixer: ShiftedWindowAttention, x: Tensor, attend: Callable[..., Tensor]) -> Tensor:
+    """By `attend(q, k, v, bias)` of (B, n m h, T, D) and a bias (1, n m h, T, T)."""
+    B, H, W, C = x.shape
+    ys, xs, h = layout = mixer.layout(x)
+    (n, a, down), (m, b, right) = ys, xs
+    qkv = layout.pad(mixer.qkv(x))  # (B, n a, m b, 3C)
+    if down or right:
+        qkv = qkv.roll((-down, -right), (1, 2))
+    qkv = qkv.reshape(B, n, a, m, b, 3, h, C // h).permute(5, 0, 1, 3, 6, 2, 4, 7)
+    q, k, v = qkv.reshape(3, B, layout.groups, layout.positions, C // h)
+    bias = mixer.bias(H, W)
+    out = attend(q, k, v, bias.repeat(layout.groups // bias.shape[0], 1, 1)[None])
+    out = out.reshape(B, n, m, h, a, b, C // h).permute(0, 1, 4, 2, 5, 3, 6)
+    # A real copy, not a view: its layout would depend on the kernel of attention, and export fixes views.
+    out = out.clone(memory_format=torch.contiguous_format).reshape(B, ys.size, xs.size, C)
+    if down or right:
+        out = out.roll((down, right), (1, 2))
+    return mixer.proj(out[:, :H, :W])
+
+
+def _flex(q: Tensor, k: Tensor, v: Tensor, bias: Tensor) -> Tensor:
+    bias = bias[0]
+
+    def score(score: Tensor, image: Tensor, group: Tensor, query: Tensor, key: Tensor) -> Tensor:
+        return score + bias[group, query, key]
+
+    return attention.flex(q, k, v, score)
+
+
+def _chunked(mixer: ShiftedWindowAttention, x: Tensor) -> Tensor:
+    H, W = x.shape[1:3]
+    layout = mixer.layout(x)
+    qkv = layout.pad(mixer.qkv(x))
+    out: Any = _ChunkedSwin.apply(qkv, mixer.bias(H, W).to(qkv.dtype), layout)
+    return mixer.proj(out[:, :H, :W])
+
+
+class _ChunkedSwin(torch.autograd.Function):
+    """qkv (B, n a, m b, 3C), bias (h or n m h, T, T) -> (B, n a, m b, C).
+
+    Windows and scores are made a few images at a time, and once more in the backward pass.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, qkv: Tensor, bias: Tensor, layout: _Layout) -> Tensor:
+        ctx.save_for_backward(qkv, bias)
+        ctx.layout = layout
+        out = qkv.new_empty(*qkv.shape[:3], qkv.shape[3] // 3)
+        for part in _parts(layout, qkv):
+            q, k, v = layout.cut(qkv[part], 3)
+            q, k, v = (each.view(-1, *bias.shape[:2], each.shape[-1]) for each in (q, k, v))
+            mixed = attention.fused(q, k, v, bias[None])
+            layout.join(mixed.reshape(1, -1, *mixed.shape[2:]), out[part])
+        return out
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor, None]:  # pyright: ignore
+        (qkv, bias), layout = ctx.saved_tensors, ctx.layout
+        to_qkv, to_bias = torch.empty_like(qkv), torch.zeros_like(bias)
+        for part in _parts(layout, qkv):
+            q, k, v = windows = layout.cut(qkv[part], 3)
+            scale = q.shape[-1] ** -0.5
+            p = attention.probabilities(q, k, scale=scale, bias=bias)
+            scores, to_v = attention.differentiate(p, v, layout.cut(grads[0][part], 1)[0])
+            to_bias += scores.view(-1, *bias.shape).sum(0)
+            to_q, to_k = (
+                attention.scaled(scores, k, scale),
+                attention.scaled(scores.transpose(1, 2), q, scale),
+            )
+            layout.join(torch.stack([to_q, to_k, to_v], out=windows), to_qkv[part])
+        return to_qkv, to_bias, None
+
+
+def _parts(layout: _Layout, qkv: Tensor) -> list[slice]:
+    T = layout.positions
+    numbers = layout.groups * 2 * T * T + 3 * qkv[0].numel()
+    return attention.portions(qkv.shape[0], numbers * qkv.element_size())
+
+
+ShiftedWindowAttention.backends = (
+    Backend(
+        "chunked",
+        "eagerly on a CPU in float32, unless the map is tiny",
+        _chunked,
+        attention.refuses_chunks,
+        attention.best_chunked,
+    ),
+    Backend(
+        "flex",
+        "never by itself; compiled, on a CPU without gradients",
+        partial(_attend, attend=_flex),
+        attention.refuses_flex,
+        best=lambda call: False,
+    ),
+    Backend(
+        "sdpa",
+        "elsewhere, but not when exported",
+        partial(_attend, attend=attention.fused),
+        best=lambda call: not call.exporting,
+    ),
+    Backend(PLAIN, "always", partial(_attend, attend=attention.plain)),
+)
