@@ -4,6 +4,7 @@ Hu et al. 2022 (arXiv:2211.05781), with the layer scale of Touvron et al. 2021 (
 stochastic depth of Huang et al. 2016 (arXiv:1603.09382). Activations are (B, H, W, C) throughout.
 """
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -11,13 +12,18 @@ from timm.layers.drop import DropPath
 from timm.layers.mlp import Mlp
 from torch import Tensor, nn
 
+from stmbench.nn import sliced_mlp
 from stmbench.record import Macs
 
 LAYER_SCALE = 1e-6
 
 
 class Block(nn.Module):
-    """x += drop(gamma1 * mixer(norm1(x))), then x += drop(gamma2 * mlp(norm2(x)))."""
+    """x += drop(gamma1 * mixer(norm1(x))), then x += drop(gamma2 * mlp(norm2(x))).
+
+    What is dropped is drawn per image, as timm's DropPath does. In eager execution on a CPU dropped images
+    are not computed: a mixer treats every image by itself.
+    """
 
     mixer: Any  # a module that maps (B, H, W, C) to itself and declares macs(height, width)
 
@@ -36,8 +42,33 @@ class Block(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, H, W, C) -> (B, H, W, C)."""
-        x = x + self.drop_path(self.gamma1 * self.mixer(self.norm1(x)))
-        return x + self.drop_path(self.gamma2 * self.mlp(self.norm2(x)))
+        x = self._dropped(x, self.gamma1, self._add_mixer)
+        return self._dropped(x, self.gamma2, self._add_mlp)
+
+    def _add_mixer(self, x: Tensor, scale: Tensor) -> Tensor:
+        return torch.addcmul(x, scale, self.mixer(self.norm1(x)))
+
+    def _add_mlp(self, x: Tensor, scale: Tensor) -> Tensor:
+        if scale.ndim == 1 and sliced_mlp.applies(x, self.norm2, self.mlp):
+            return sliced_mlp.add_mlp(x, self.norm2, self.mlp, scale)
+        return torch.addcmul(x, scale, self.mlp(self.norm2(x)))
+
+    def _dropped(self, x: Tensor, gamma: Tensor, add: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
+        """`add(x, gamma)` where an image's branch is kept, with gamma / (1 - rate), and x where it is not."""
+        rate = self.drop_path.drop_prob or 0.0
+        if not (self.training and rate):
+            return add(x, gamma)
+        keep = x.new_empty(len(x), 1, 1, 1).bernoulli_(1 - rate)
+        if rate < 1:
+            gamma = gamma / (1 - rate)
+        if not sliced_mlp.is_eager_cpu(x):
+            return add(x, keep * gamma)  # (B, 1, 1, C): nothing here waits for the device
+        kept = keep.view(-1).nonzero().squeeze(1)
+        if len(kept) == len(x):
+            return add(x, gamma)
+        if not len(kept):  # an optimizer tells a gradient of zero from none
+            return add(x, keep * gamma)
+        return x.index_copy(0, kept, add(x.index_select(0, kept), gamma))
 
     def mlp_macs(self, height: int, width: int) -> Macs:
         """Multiply-accumulates of the MLP for one image; the mixer declares its own."""

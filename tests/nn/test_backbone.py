@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import torch
 from torch import nn
+from torch._dynamo.testing import CompileCounter
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import stmbench
@@ -197,12 +198,13 @@ def test_drop_path_grows_linearly_over_all_blocks() -> None:
 
 @pytest.mark.parametrize("mixer", MIXERS)
 def test_gradient_checkpointing_changes_nothing(mixer: str) -> None:
-    model = make(mixer).train()
-    images = torch.randn(2, 3, 40, 40)
+    model = make(mixer, drop_path=0.5).train()
+    images = torch.randn(4, 3, 40, 40)
     gradients = []
     for enable in (False, True):
         model.set_grad_checkpointing(enable)
         model.zero_grad()
+        torch.manual_seed(0)
         model(images).sum().backward()
         gradients.append(model.stem.first.conv.weight.grad)
     assert torch.equal(*gradients)
@@ -226,6 +228,24 @@ def test_traces_as_one_graph(mixer: str) -> None:
     torch._dynamo.reset()
     compiled = torch.compile(model, backend="eager", fullgraph=True)
     torch.testing.assert_close(compiled(images), model(images))
+
+
+@pytest.mark.parametrize("training", [False, True])
+@pytest.mark.parametrize("mixer", MIXERS)
+def test_another_batch_size_compiles_nothing_anew(mixer: str, training: bool) -> None:
+    model = make_shallow(mixer).train(training)
+    for level in model.levels:
+        for block in level.blocks:
+            block.drop_path.drop_prob = 0.2
+    torch._dynamo.reset()
+    counter = CompileCounter()
+    compiled = torch.compile(model, backend=counter, fullgraph=True)
+    with torch.set_grad_enabled(training):
+        for batch in (2, 3, 5):
+            images = torch.randn(batch, 3, 40, 72)
+            torch._dynamo.mark_dynamic(images, 0)
+            compiled(images)
+    assert counter.frame_count == 1
 
 
 @pytest.mark.parametrize("mixer", MIXERS)
