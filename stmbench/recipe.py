@@ -1,7 +1,7 @@
 """Recipes: one protocol in one TOML file, read into frozen dataclasses, strict and hashed.
 
 An unknown key or a wrong type is a ValueError that names the place and the nearest known key. The digest
-covers every value but those of `profile`, defaults and ``--set`` overrides included, so that two runs with
+covers every value that a result depends on, defaults and ``--set`` overrides included, so that two runs with
 the same digest followed the same protocol.
 """
 
@@ -90,6 +90,7 @@ class Train:
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"  # auto: the best autocast the device has
     ema_decay: float = 0.0  # 0 for none
     compile: bool = False
+    checkpointing: bool = False  # compute activations again in the backward pass: less memory, more time
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -125,12 +126,12 @@ class Recipe:
 
     @property
     def digest(self) -> str:
-        """Twelve hexadecimal digits of the SHA-256 of every value but the name and what is timed.
+        """Twelve hexadecimal digits of the SHA-256 of every value that a result depends on.
 
-        A time says what it was taken under, and decides nothing else.
+        Not the name, nor what is timed, which says what it was taken under, nor what is computed twice.
         """
         values = self.values()
-        del values["profile"]
+        del values["profile"], values["train"]["checkpointing"]
         return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:12]
 
     def values(self) -> dict[str, Any]:

@@ -143,6 +143,12 @@ def test_the_digest_sees_every_value(write: Any, override: str) -> None:
     assert recipe.load(path, [override]).digest != recipe.load(path).digest
 
 
+@pytest.mark.parametrize("override", ["profile.samples=7", "train.checkpointing=true"])
+def test_the_digest_is_blind_to_what_decides_no_result(write: Any, override: str) -> None:
+    path = write(PLAIN)
+    assert recipe.load(path, [override]).digest == recipe.load(path).digest
+
+
 def test_the_digest_stays_what_it_is() -> None:
     """Old results keep their recipe's identity: change this only with the meaning of a default."""
     assert recipe.Recipe().digest == "1725fdc488ad"

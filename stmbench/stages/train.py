@@ -45,6 +45,7 @@ def run(job: Job) -> Generator[Event, None, None]:
         yield Note("train", f"Resuming after epoch {state.epoch} of {epochs}.")
     elif job.weights and network.classes_of(job, state.model) != info.num_classes:
         yield Note("train", f"{job.weights} has other classes: a new classifier is trained.")
+    yield from network.taken(job, state.model, "train")
     for epoch in range(state.epoch + 1, epochs + 1):
         started = time.perf_counter()
         yield from _train_epoch(state, epoch)
@@ -78,6 +79,8 @@ class TrainState:
             )
         self.model = network.make(job, info.num_classes)
         self.ema = ModelEmaV3(self.model, recipe.train.ema_decay) if recipe.train.ema_decay else None
+        if recipe.train.checkpointing:
+            _checkpoint(self.model, job.mixer)
         self.forward = torch.compile(self.model) if recipe.train.compile else self.model
         self.optimizer = make_optimizer(self.model, recipe, job.device)
         scheduler, _ = create_scheduler_v2(
@@ -157,6 +160,13 @@ class TrainState:
         self.scaler.load_state_dict(state["scaler"])
         self.top1, self.epoch = state["top1"], state["epoch"]
         self._save_weights()  # the last process may have died between the checkpoint and these
+
+
+def _checkpoint(model: Any, name: str) -> None:
+    try:
+        model.set_grad_checkpointing()
+    except Exception as error:  # a timm model that cannot says so in its own way
+        raise ValueError(f"{name} cannot follow train.checkpointing: {error}") from None
 
 
 def make_optimizer(model: nn.Module, protocol: Recipe, device: str) -> torch.optim.Optimizer:

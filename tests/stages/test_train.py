@@ -1,6 +1,7 @@
 """Training: curves, checkpoints, exact resumption, divergence, memory, accumulation."""
 
 import dataclasses
+from pathlib import Path
 
 import pytest
 import torch
@@ -8,6 +9,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 
 import stmbench.data
+from stmbench.nn.block import Block
 from stmbench.recipe import Recipe, from_values
 from stmbench.record import Artifact, Job, Measurement, Progress
 from stmbench.stages import network, train
@@ -181,3 +183,23 @@ def test_a_checkpoint_that_cannot_be_read_is_named(tiny_job: Job) -> None:
     (tiny_job.folder / "checkpoint.pt").write_bytes(b"half of a checkpoi")
     with pytest.raises(RuntimeError, match=r"checkpoint\.pt cannot be read"):
         list(train.run(tiny_job))
+
+
+def test_checkpointing_computes_every_block_again_to_the_same_weights(
+    tiny_job: Job, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls: list[int] = []
+    compute = Block.forward
+    monkeypatch.setattr(Block, "forward", lambda self, x: calls.append(1) or compute(self, x))
+    weights, counts = [], []
+    for checkpointing in (False, True):
+        job = changed(tiny_job, schedule={"epochs": 1}, train={"checkpointing": checkpointing})
+        job = dataclasses.replace(job, folder=tmp_path / str(checkpointing))
+        job.folder.mkdir()
+        list(train.run(job))
+        weights.append(load_file(network.weights_file(job, "plain")))
+        counts.append(len(calls))
+        calls.clear()
+    assert counts[1] > counts[0]
+    for name, tensor in weights[0].items():
+        torch.testing.assert_close(weights[1][name], tensor)
