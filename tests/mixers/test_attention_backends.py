@@ -26,7 +26,7 @@ MIXERS: dict[str, tuple[Callable[[], Any], Callable[[Any, Tensor], Tensor]]] = {
 NAMES = {
     "halo": ["chunked", "augmented", "sdpa", "plain"],
     "swin": ["chunked", "sdpa", "plain"],
-    "sra": ["sdpa", "plain"],
+    "sra": ["patches", "sdpa", "plain"],
 }
 CASES = [(name, backend) for name in MIXERS for backend in NAMES[name.split()[0]]]
 SIZES = [(1, 1), (3, 5), (15, 8), (14, 14)]
@@ -109,7 +109,8 @@ def test_each_answers_alike_in_inference_mode(name: str, backend: str) -> None:
 CHOICES = [
     ("halo", PLACE, "chunked"),
     ("swin", PLACE, "chunked"),
-    ("sra 4", PLACE, "sdpa"),
+    ("sra 4", PLACE, "patches"),
+    ("sra 4", PLACE._replace(grad=False), "sdpa"),
     ("halo", PLACE._replace(grad=False), "chunked"),
     ("halo", PLACE._replace(shape=(1, 14, 14, 384)), "sdpa"),
     ("halo", PLACE._replace(dtype=torch.bfloat16), "sdpa"),
