@@ -62,6 +62,12 @@ def best_chunked(call: Call) -> bool:
     return call.device == "cpu" and call.dtype not in HALVES and not call.compiling and B * H * W >= 512
 
 
+def best_fused(call: Call) -> bool:
+    """With a learnt bias: torch falls back to slower products of its own in training in float32 on a CPU."""
+    trains = call.grad and call.device == "cpu" and call.dtype not in HALVES and not call.compiling
+    return not (trains or call.exporting)
+
+
 def portions(batch: int, bytes_each: int) -> list[slice]:
     """The images of a batch, divided evenly into portions of at most about SCRATCH bytes."""
     number = ceil_div(batch, max(1, SCRATCH // bytes_each))

@@ -393,9 +393,9 @@ HaloAttention.backends = (
     ),
     Backend(
         "sdpa",
-        "elsewhere, but not when exported",
+        "elsewhere, but not when exported, nor eagerly training on a CPU in float32",
         partial(_attend, attend=partial(_biased, attention.fused)),
-        best=lambda call: not call.exporting,
+        best=attention.best_fused,
     ),
     Backend(PLAIN, "always", partial(_attend, attend=partial(_biased, attention.plain))),
 )

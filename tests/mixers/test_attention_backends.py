@@ -108,11 +108,13 @@ def test_each_answers_alike_in_inference_mode(name: str, backend: str) -> None:
 
 CHOICES = [
     ("halo", PLACE, "chunked"),
-    ("swin", PLACE, "chunked"),
+    ("swin", PLACE, "plain"),
+    ("swin", PLACE._replace(grad=False), "chunked"),
     ("sra 4", PLACE, "patches"),
     ("sra 4", PLACE._replace(grad=False), "sdpa"),
     ("halo", PLACE._replace(grad=False), "chunked"),
-    ("halo", PLACE._replace(shape=(1, 14, 14, 384)), "sdpa"),
+    ("halo", PLACE._replace(shape=(1, 14, 14, 384)), "plain"),
+    ("halo", PLACE._replace(shape=(1, 14, 14, 384), grad=False), "sdpa"),
     ("halo", PLACE._replace(dtype=torch.bfloat16), "sdpa"),
     ("swin", PLACE._replace(dtype=torch.bfloat16), "sdpa"),
     ("halo", PLACE._replace(compiling=True), "sdpa"),
