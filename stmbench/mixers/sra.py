@@ -12,6 +12,7 @@ Shapes: B batch, H x W positions, N = H W, M keys, C channels, h heads, D = C / 
 
 from collections.abc import Callable
 from functools import partial
+from typing import Any
 
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -58,7 +59,8 @@ def _patched(mixer: SpatialReductionAttention, x: Tensor) -> Tensor:
     r = mixer.reduction
     if r == 1:
         return x
-    conv, norm = mixer.reduce
+    layers: Any = mixer.reduce
+    conv, norm = layers
     B, H, W, C = x.shape
     x = x.reshape(B, H // r, r, W // r, r, C).transpose(2, 3).reshape(B, H // r, W // r, r * r * C)
     return norm(F.linear(x, conv.weight.permute(0, 2, 3, 1).flatten(1), conv.bias))
