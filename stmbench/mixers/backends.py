@@ -52,6 +52,14 @@ class Backend(NamedTuple):
     best: Callable[[Call], bool] = lambda call: True
 
 
+def refuses_batch_loop(call: Call) -> str:
+    """For what goes through a batch in Python, on a CPU."""
+    if call.device != "cpu":
+        return "it is for a CPU"
+    # Its loop over the batch would be unrolled: a graph for every batch.
+    return "it is not compiled" if call.compiling or type(call.shape[0]) is not int else ""
+
+
 class BackendMixer(nn.Module):
     """A mixer with several backends; `forced` names the one to use instead of the best."""
 

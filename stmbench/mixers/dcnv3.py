@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
-from stmbench.mixers.backends import PLAIN, Backend, BackendMixer, Call
+from stmbench.mixers.backends import PLAIN, Backend, BackendMixer, Call, refuses_batch_loop
 from stmbench.mixers.layers import ChannelsLastConv2d
 from stmbench.record import Macs
 
@@ -199,13 +199,6 @@ def _triton(mixer: DeformableConvV3, x: Tensor) -> Tensor:
     return mixer.proj(mixed)
 
 
-def _no_planar(call: Call) -> str:
-    if call.device != "cpu":
-        return "it is for a CPU"
-    # Its loop over the batch would be unrolled: a graph for every batch.
-    return "it is not compiled" if call.compiling or type(call.shape[0]) is not int else ""
-
-
 def _no_triton(call: Call) -> str:
     interpreted = call.device == "cpu" and os.environ.get("TRITON_INTERPRET") == "1"
     if call.device != "cuda" and not interpreted:
@@ -243,6 +236,6 @@ DeformableConvV3.backends = (
         _no_triton,
         lambda call: call.device == "cuda",
     ),
-    Backend("planar", "on a CPU, not compiled", _planar, _no_planar),
+    Backend("planar", "on a CPU, not compiled", _planar, refuses_batch_loop),
     Backend(PLAIN, "always: grid_sample, which compiles and exports", _plain),
 )

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
-from stmbench.mixers.backends import PLAIN, Backend, BackendMixer, Call
+from stmbench.mixers.backends import PLAIN, Backend, BackendMixer, refuses_batch_loop
 from stmbench.mixers.layers import ChannelsLastConv2d
 from stmbench.record import Macs
 
@@ -74,19 +74,12 @@ class _Correlate(torch.autograd.Function):
         return to_x.to(x.dtype), to_weight, to_bias.to(weight.dtype)
 
 
-def _refuses(call: Call) -> str:
-    if call.device != "cpu":
-        return "it is for a CPU"
-    # Its loop over the batch would be unrolled: a graph for every batch.
-    return "it is not compiled" if call.compiling or type(call.shape[0]) is not int else ""
-
-
 DepthwiseConv.backends = (
     Backend(
         "correlate",
         "training on a CPU, not compiled",
         _correlate,
-        _refuses,
+        refuses_batch_loop,
         lambda call: call.grad and call.dtype != torch.float64,
     ),
     Backend(PLAIN, "always", lambda mixer, x: mixer.conv(x)),
