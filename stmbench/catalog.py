@@ -175,6 +175,9 @@ _STAGES = {
     "train": "stmbench.stages.train:run",
     "eval": "stmbench.stages.evaluate:run",
     "profile": "stmbench.stages.profile:run",
+    "erf": "stmbench.stages.erf:run",
+    "invariance": "stmbench.stages.invariance:run",
+    "robustness": "stmbench.stages.robustness:run",
 }
 
 

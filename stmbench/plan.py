@@ -25,6 +25,7 @@ from stmbench.stages.network import classes_of, make
 from stmbench.stages.train import make_optimizer
 
 KINDS = ("cuda", "mps", "cpu")  # of devices
+_LOOKS = ("eval", "erf", "invariance", "robustness")  # stages that look at a network with weights
 _ONLY = Backend(PLAIN, "always: there is no other", torch.nn.Module.__call__)
 
 
@@ -144,10 +145,13 @@ def _check_optimizer(protocol: Recipe) -> None:
 
 def _check_weights(asked: Request) -> None:
     """The weights are there, fit the network, and there are some for what is to be evaluated."""
-    evaluates_only = "eval" in asked.stages and "train" not in asked.stages
+    looks = [stage for stage in asked.stages if stage in _LOOKS]
+    evaluates_only = bool(looks) and "train" not in asked.stages
     if asked.weights is None:
         if evaluates_only:
-            raise ValueError("Nothing to evaluate: give --weights FILE, or train too (--stage train,eval).")
+            raise ValueError(
+                f"Nothing to evaluate: give --weights FILE, or train too (--stage train,{looks[0]})."
+            )
         return
     mixer, *others = asked.mixers
     if others:

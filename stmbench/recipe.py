@@ -112,6 +112,45 @@ class Profile:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Erf:
+    """Effective receptive fields: see docs/analysis.md."""
+
+    images: int = 500  # validation images, evenly spread over the data set; 0 for all
+    sizes: tuple[int, ...] = ()  # of images, in pixels; none: data.image_size and twice that
+    batch_size: int = 16
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Invariance:
+    """Transformations and their strengths, in pixels of data.image_size; an empty list leaves one out."""
+
+    protocols: tuple[Literal["invariance/1", "invariance/published"], ...] = ("invariance/1",)
+    images: int = 0  # validation images, evenly spread over the data set; 0 for all
+    batch_size: int = 64
+    translation: tuple[int, ...] = tuple(range(0, 65, 4))  # pixels, in eight directions
+    rotation: tuple[int, ...] = tuple(range(0, 91, 5))  # degrees, before and after the crop
+    scale: tuple[float, ...] = (0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.875, 1.0, 1.2, 1.4, 1.6, 1.8, 2.0)
+    """Side of the crop over the image's shorter side."""
+    flip: bool = True  # left to right
+    jpeg: tuple[int, ...] = (90, 70, 50, 30, 20, 10)  # quality
+    blur: tuple[float, ...] = (0.5, 1.0, 1.5, 2.0, 3.0, 4.0)  # standard deviation, pixels
+    noise: tuple[float, ...] = (0.02, 0.05, 0.1, 0.15, 0.2, 0.3)  # standard deviation, of a range of 1
+    contrast: tuple[float, ...] = (0.8, 0.6, 0.4, 0.3, 0.2, 0.1)  # factor
+    equivariance: bool = True  # also of each level's features, under shifts of the image
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Robustness:
+    """Folders with other test images for ImageNet's classes; "" leaves one out."""
+
+    v2: str = ""  # ImageNet-V2
+    a: str = ""  # ImageNet-A
+    r: str = ""  # ImageNet-R
+    sketch: str = ""  # ImageNet-Sketch
+    c: str = ""  # ImageNet-C: CORRUPTION/SEVERITY/CLASS folders
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Recipe:
     name: str = ""
     stages: tuple[str, ...] = ("build", "train", "eval", "profile")
@@ -123,15 +162,21 @@ class Recipe:
     train: Train = field(default_factory=Train)
     eval: Eval = field(default_factory=Eval)
     profile: Profile = field(default_factory=Profile)
+    erf: Erf = field(default_factory=Erf)
+    invariance: Invariance = field(default_factory=Invariance)
+    robustness: Robustness = field(default_factory=Robustness)
 
     @property
     def digest(self) -> str:
         """Twelve hexadecimal digits of the SHA-256 of every value that a result depends on.
 
-        Not the name, nor what is timed, which says what it was taken under, nor what is computed twice.
+        Not the name, nor which stages are run, nor how a trained network is looked at, whose numbers say what
+        they were taken under, nor what is computed twice.
         """
         values = self.values()
-        del values["profile"], values["train"]["checkpointing"]
+        for section in ("stages", "profile", "erf", "invariance", "robustness"):
+            del values[section]
+        del values["train"]["checkpointing"]
         return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:12]
 
     def values(self) -> dict[str, Any]:
@@ -272,6 +317,17 @@ _AT_LEAST = {
     ("profile", "batch_sizes"): 1,
     ("profile", "train_batch_size"): 0,
     ("profile", "samples"): 1,
+    ("erf", "images"): 0,
+    ("erf", "sizes"): 1,
+    ("erf", "batch_size"): 1,
+    ("invariance", "images"): 0,
+    ("invariance", "batch_size"): 1,
+    ("invariance", "translation"): 0,
+    ("invariance", "scale"): 0.01,
+    ("invariance", "jpeg"): 1,
+    ("invariance", "blur"): 0,
+    ("invariance", "noise"): 0,
+    ("invariance", "contrast"): 0,
 }
 _SHARES = (
     ("data", "crop_pct"), ("augment", "hflip"), ("augment", "erase"), ("augment", "smoothing"),

@@ -4,7 +4,7 @@ What others use of this package is what it lists here.
 """
 
 from stmbench.data.images import Images, Stream, UnreadableImagesError
-from stmbench.data.info import DataInfo
+from stmbench.data.info import DataInfo, Part, spread
 from stmbench.data.loaders import Loader, eval_loader, mixup, seed_epoch, train_loader
 from stmbench.data.sources import find
 
@@ -12,11 +12,13 @@ __all__ = [
     "DataInfo",
     "Images",
     "Loader",
+    "Part",
     "Stream",
     "UnreadableImagesError",
     "eval_loader",
     "find",
     "mixup",
     "seed_epoch",
+    "spread",
     "train_loader",
 ]

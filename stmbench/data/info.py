@@ -6,8 +6,8 @@ or a PIL image, with its label.
 
 import hashlib
 from collections.abc import Iterable
-from dataclasses import dataclass, field
-from typing import IO, Protocol
+from dataclasses import dataclass, field, replace
+from typing import IO, Protocol, cast
 
 from PIL import Image
 
@@ -49,6 +49,36 @@ class DataInfo:
     @property
     def num_val(self) -> int:
         return len(self.val)
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """Some images of a reader, in the order of `indices`."""
+
+    reader: Reader
+    indices: tuple[int, ...]
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+    def __getitem__(self, index: int) -> tuple[IO[bytes] | Image.Image, int]:
+        return self.reader[self.indices[index]]
+
+    def filename(self, index: int) -> str:
+        return self.reader.filename(self.indices[index])
+
+
+def spread(info: DataInfo, count: int) -> tuple[DataInfo, tuple[int, ...]]:
+    """The data set with `count` of its validation images (all for 0), evenly spread, and which those are.
+
+    Raises:
+        ValueError: the images can only be read one after the other.
+    """
+    if not hasattr(info.val, "__getitem__"):
+        raise ValueError(f"{info.name} is a stream of images: this stage needs files it can choose from.")
+    total = info.num_val
+    indices = tuple(i * total // count for i in range(count)) if 0 < count < total else tuple(range(total))
+    return replace(info, val=Part(cast(Reader, info.val), indices)), indices
 
 
 def fingerprint(parts: Iterable[bytes | str]) -> str:

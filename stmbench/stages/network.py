@@ -77,15 +77,27 @@ def weights_file(job: Job, kind: str) -> Path:
 def trained(job: Job, info: DataInfo) -> Iterator[tuple[str, nn.Module]]:
     """The networks an evaluation looks at: the run's own plain and EMA weights, else those it was given."""
     model = make(job, info.num_classes)
-    if "train" in job.stages:
-        files = {kind: str(weights_file(job, kind)) for kind in ("plain", "ema")}
-        files = {kind: file for kind, file in files.items() if Path(file).is_file()}
-    else:
-        assert job.weights, "a plan has weights to evaluate"
-        files = dict.fromkeys(weights.kinds_of(job.weights), job.weights)
-    for kind, file in files.items():
+    for kind, file in _files(job).items():
         load(job, model, file, ema=kind == "ema")
         yield kind, model
+
+
+def headline(job: Job, info: DataInfo) -> tuple[str, nn.Module]:
+    """The one network a run is known by, and its kind of weights: EMA wherever there are some."""
+    files = _files(job)
+    kind = "ema" if "ema" in files else "plain"
+    model = make(job, info.num_classes)
+    load(job, model, files[kind], ema=kind == "ema")
+    return kind, model.eval()
+
+
+def _files(job: Job) -> dict[str, str]:
+    """The checkpoint of each kind of weights."""
+    if "train" in job.stages:
+        files = {kind: str(weights_file(job, kind)) for kind in ("plain", "ema")}
+        return {kind: file for kind, file in files.items() if Path(file).is_file()}
+    assert job.weights, "a plan has weights to look at"
+    return dict.fromkeys(weights.kinds_of(job.weights), job.weights)
 
 
 def taken(job: Job, model: nn.Module, stage: str) -> Iterator[Event]:
