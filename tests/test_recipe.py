@@ -136,14 +136,24 @@ def test_a_whole_number_is_the_same_float(write: Any) -> None:
 
 @pytest.mark.parametrize(
     "override",
-    ["optimizer.lr=0.003", "data.workers=9", "train.compile=true", "model.drop_path=0.1", 'stages=["train"]'],
+    ["optimizer.lr=0.003", "data.workers=9", "train.compile=true", "model.drop_path=0.1"],
 )
 def test_the_digest_sees_every_value(write: Any, override: str) -> None:
     path = write(PLAIN)
     assert recipe.load(path, [override]).digest != recipe.load(path).digest
 
 
-@pytest.mark.parametrize("override", ["profile.samples=7", "train.checkpointing=true"])
+@pytest.mark.parametrize(
+    "override",
+    [
+        "profile.samples=7",
+        "train.checkpointing=true",
+        'stages=["train"]',
+        "erf.images=7",
+        "invariance.rotation=[0, 90]",
+        'robustness.a="/somewhere"',
+    ],
+)
 def test_the_digest_is_blind_to_what_decides_no_result(write: Any, override: str) -> None:
     path = write(PLAIN)
     assert recipe.load(path, [override]).digest == recipe.load(path).digest
@@ -151,7 +161,7 @@ def test_the_digest_is_blind_to_what_decides_no_result(write: Any, override: str
 
 def test_the_digest_stays_what_it_is() -> None:
     """Old results keep their recipe's identity: change this only with the meaning of a default."""
-    assert recipe.Recipe().digest == "1725fdc488ad"
+    assert recipe.Recipe().digest == "c367f84e585d"
 
 
 @pytest.mark.parametrize("name", ["quick", "fashion", "imagenet_attention", "imagenet_conv"])
@@ -162,7 +172,7 @@ def test_a_shipped_recipe_keeps_its_form(name: str) -> None:
     assert "stmbench run --mixer " in promise
     assert name == "quick" or f"--recipe {name}" in promise
     assert all(word in promise for word in ("arXiv:", "Hardware", "Expected"))
-    assert shipped.stages == ("build", "train", "eval", "profile")
+    assert shipped.stages == ("build", "train", "eval", "profile", "erf", "invariance")
 
 
 def test_the_published_protocols() -> None:

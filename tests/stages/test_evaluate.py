@@ -5,11 +5,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
+import stmbench.data
 from stmbench.nn import create_model
 from stmbench.nn.weights import save_weights
 from stmbench.record import Artifact, Job, Measurement
-from stmbench.stages import evaluate
+from stmbench.stages import evaluate, network
 from stmbench.stages.evaluate import Predictions
 
 
@@ -41,3 +43,15 @@ def test_given_weights_are_evaluated_and_every_answer_is_kept(tiny_job: Job, tmp
     assert kept["labels"].tolist() == [i % 4 for i in range(20)]
     assert kept["top5"].shape == (20, 4)
     assert 100 * (kept["top5"][:, 0] == kept["labels"]).mean() == pytest.approx(numbers["top1"])
+
+
+def test_a_run_is_known_by_its_ema_weights_where_it_keeps_them(tiny_job: Job) -> None:
+    info = stmbench.data.find(tiny_job.data)
+    for kind, seed in (("plain", 1), ("ema", 2)):
+        torch.manual_seed(seed)
+        model = create_model("dwconv", "micro", num_classes=4, in_channels=1, image_size=28)
+        save_weights(network.weights_file(tiny_job, kind), model.state_dict(), {})
+        found, headline = network.headline(tiny_job, info)
+        assert found == kind
+        assert not headline.training
+        assert all(map(torch.equal, headline.state_dict().values(), model.state_dict().values()))
