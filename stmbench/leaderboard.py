@@ -14,28 +14,29 @@ runs with the same seed the newest that has a number gives it. Top-1 is that of 
 keeps them: the recipe decides it, never the result. Its interval is Wilson's (1927) for a share of the test
 images, at 95 %: it says what another draw of test images could have given. Seeds share their test images,
 so more seeds do not narrow it; their own spread is the standard deviation beside the mean.
+
+Rows share a rank where they cannot be told apart: by top-1 as `stmbench.ties` tests it, by any other column
+where the values are equal.
 """
 
-import csv
 import dataclasses
-import io
 import json
 import math
 import statistics
 from collections import defaultdict
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from stmbench import catalog, recipe
+from stmbench.measure.shares import wilson
 from stmbench.record import Measurement
 from stmbench.store import RunRecord, Store
+from stmbench.ties import Scored, Ties
 
 if TYPE_CHECKING:
     import pandas as pd
 
-_Z = statistics.NormalDist().inv_cdf(0.975)
 _NUMBERS = {
     ("build", "parameters"): "parameters",
     ("build", "macs"): "macs",
@@ -52,6 +53,7 @@ class Row:
     """One network's numbers, means over its seeds; None where there is none."""
 
     rank: int | None  # by the chosen column, from 1; None without a value there
+    tied: bool = False  # whether others have this rank
     mixer: str
     scale: str
     weights: str  # the checkpoint it started from, if any
@@ -83,6 +85,7 @@ class Group:
     precision: str
     latency_condition: str
     throughput_condition: str
+    ranked_by: str = "top1"  # a column
     rows: tuple[Row, ...]
 
 
@@ -90,7 +93,7 @@ COLUMNS = tuple(field.name for field in dataclasses.fields(Row))
 _DESCENDING = {"throughput", "top1", "top1_low", "top1_high", "images", "seeds"}
 # What heads a column on screen, for `sort`
 _HEADER_COLUMNS = {"params": "parameters", "MACs": "macs", "images/s": "throughput", "top-1": "top1"}
-_SORTABLE = tuple(name for name in COLUMNS if name not in ("rank", "runs", "disturbed"))
+_SORTABLE = tuple(name for name in COLUMNS if name not in ("rank", "tied", "runs", "disturbed"))
 
 
 def rank(
@@ -113,30 +116,49 @@ def rank(
         ValueError: an unknown column or filter value; it names the nearest.
     """
     sort = catalog.known("column", _HEADER_COLUMNS.get(sort, sort), _SORTABLE)
-    runs = store.runs(state="done")
-    wanted = _filters(runs, mixer, scale, recipe_name, data, device)
+    runs = finished(store, mixer=mixer, scale=scale, recipe_name=recipe_name, data=data, device=device)
     runs = [run for run in runs if only is None or run.id in only]
-    runs = [run for run in runs if all(getattr(run, key) in values for key, values in wanted.items())]
     stages, names = ({key[i] for key in _NUMBERS} for i in (0, 1))
     numbers = store.headline(sorted(stages), sorted(names))
     entries = [entry for run in reversed(runs) for entry in _entries(run, numbers.get(run.id, ()))]
+    ties = Ties(store)
     groups = [
         Group(
             **protocol._asdict(),
             latency_condition=conditions.latency,
             throughput_condition=conditions.throughput,
-            rows=tuple(_ranked(_rows(members), sort)[:limit]),
+            ranked_by=sort,
+            rows=tuple(_ranked(_networks(members), sort, ties)[:limit]),
         )
         for (protocol, conditions), members in _comparable(entries).items()
     ]
     return sorted(groups, key=lambda group: (-len(group.rows), group.recipe, group.data, group.hardware))
 
 
+def finished(
+    store: Store,
+    *,
+    mixer: str | None = None,
+    scale: str | None = None,
+    recipe_name: str | None = None,
+    data: str | None = None,
+    device: str | None = None,
+) -> list[RunRecord]:
+    """The finished runs that pass the filters of `rank`, newest first.
+
+    Raises:
+        ValueError: an unknown filter value; it names the nearest.
+    """
+    runs = store.runs(state="done")
+    wanted = _filters(runs, mixer, scale, recipe_name, data, device)
+    return [run for run in runs if all(getattr(run, key) in values for key, values in wanted.items())]
+
+
 def frame(store: Store, **options: Any) -> "pd.DataFrame":
     """`rank` as one table, a line per row, raw numbers, with the columns of the row's group."""
     import pandas as pd
 
-    return pd.DataFrame(records(rank(store, **options)), columns=list(_FIELDS))
+    return pd.DataFrame(records(rank(store, **options)), columns=list(FIELDS))
 
 
 # Groups and rows
@@ -188,6 +210,13 @@ class _Entry(NamedTuple):
         )
 
 
+class _Network(NamedTuple):
+    """A row that is not ranked yet, and the runs that its top-1 is from."""
+
+    row: Row
+    evaluated: tuple[RunRecord, ...]
+
+
 def _entries(run: RunRecord, measurements: Sequence[Measurement]) -> Iterator[_Entry]:
     """One entry for each way the run was timed in; a single one if it was not."""
     kinds = {m.condition for m in measurements if m.stage == "eval"}
@@ -202,10 +231,10 @@ def _entries(run: RunRecord, measurements: Sequence[Measurement]) -> Iterator[_E
         if m.stage != "profile":
             fixed[name] = m.value
             continue
-        way = _without(m.condition, "backend", "batch", "batches")
+        way = without(m.condition, "backend", "batch", "batches")
         timed[way][name] = max(m.value, timed[way].get(name, 0.0))  # disturbed at any batch is disturbed
         if name in conditions[way]:
-            conditions[way][name] = _without(m.condition, "backend")
+            conditions[way][name] = without(m.condition, "backend")
     for way, values in timed.items():
         if any(conditions[way].values()):
             yield _Entry(run, fixed | values, _Conditions(**conditions[way]))
@@ -213,7 +242,8 @@ def _entries(run: RunRecord, measurements: Sequence[Measurement]) -> Iterator[_E
         yield _Entry(run, fixed, None)
 
 
-def _without(condition: str, *keys: str) -> str:
+def without(condition: str, *keys: str) -> str:
+    """A condition less some of its parts."""
     return ",".join(part for part in condition.split(",") if part.partition("=")[0] not in keys)
 
 
@@ -227,26 +257,27 @@ def _comparable(entries: Sequence[_Entry]) -> dict[tuple[_Protocol, _Conditions]
     return groups
 
 
-def _rows(entries: Sequence[_Entry]) -> list[Row]:
+def _networks(entries: Sequence[_Entry]) -> list[_Network]:
     networks = defaultdict(list)
     for entry in entries:
         networks[entry.network].append(entry)
-    return [_row(members) for members in networks.values()]
+    return [_averaged(members) for members in networks.values()]
 
 
-def _row(entries: Sequence[_Entry]) -> Row:
+def _averaged(entries: Sequence[_Entry]) -> _Network:
     """Average the seeds of one network; `entries` come oldest first."""
-    seeds: dict[int, dict[str, tuple[float, str]]] = defaultdict(dict)
+    seeds: dict[int, dict[str, tuple[float, RunRecord]]] = defaultdict(dict)
     for entry in entries:
-        seeds[entry.run.seed] |= {name: (value, entry.run.id) for name, value in entry.values.items()}
+        seeds[entry.run.seed] |= {name: (value, entry.run) for name, value in entry.values.items()}
     found = {
         name: [values[name][0] for values in seeds.values() if name in values] for name in _NUMBERS.values()
     }
     mean = {name: statistics.fmean(values) if values else None for name, values in found.items()}
     run, top1, images = entries[0].run, mean["top1"], mean["images"]
     low, high = wilson(top1, images) if top1 is not None and images else (None, None)
-    return Row(
+    row = Row(
         rank=None,
+        tied=False,
         mixer=run.mixer,
         scale=run.scale,
         weights=run.weights,
@@ -257,25 +288,26 @@ def _row(entries: Sequence[_Entry]) -> Row:
         top1_high=high,
         top1_sd=statistics.stdev(found["top1"]) if len(found["top1"]) > 1 else None,
         seeds=len(seeds),
-        runs=tuple(dict.fromkeys(run_id for values in seeds.values() for _, run_id in values.values())),
+        runs=tuple(dict.fromkeys(one.id for values in seeds.values() for _, one in values.values())),
     )
+    return _Network(row, tuple(values["top1"][1] for values in seeds.values() if "top1" in values))
 
 
-def _ranked(rows: list[Row], sort: str) -> list[Row]:
-    """Best first, ties by name; rows without a value last and unranked."""
-    rows = sorted(rows, key=lambda row: (row.mixer, row.scale, row.weights, row.backend))
-    with_value = [row for row in rows if getattr(row, sort) is not None]
-    with_value.sort(key=lambda row: getattr(row, sort), reverse=sort in _DESCENDING)
-    without = [row for row in rows if getattr(row, sort) is None]
-    return [dataclasses.replace(row, rank=place) for place, row in enumerate(with_value, 1)] + without
-
-
-def wilson(percent: float, n: float) -> tuple[float, float]:
-    """The 95 % interval of a share, both in per cent, of `n` independent trials (Wilson 1927)."""
-    p, z2 = percent / 100, _Z**2
-    centre = (p + z2 / (2 * n)) / (1 + z2 / n)
-    half = _Z * math.sqrt(p * (1 - p) / n + z2 / (4 * n * n)) / (1 + z2 / n)
-    return 100 * max(0.0, centre - half), 100 * min(1.0, centre + half)
+def _ranked(networks: list[_Network], sort: str, ties: Ties) -> list[Row]:
+    """Best first, equal values by name; rows without a value last and unranked."""
+    networks = sorted(networks, key=lambda n: (n.row.mixer, n.row.scale, n.row.weights, n.row.backend))
+    found = [network for network in networks if getattr(network.row, sort) is not None]
+    found.sort(key=lambda network: getattr(network.row, sort), reverse=sort in _DESCENDING)
+    if sort == "top1":
+        firsts = ties.firsts([Scored(n.row.top1 or 0.0, n.row.images, n.evaluated) for n in found])
+    else:
+        values = [getattr(network.row, sort) for network in found]
+        firsts = [values.index(value) for value in values]
+    ranked = [
+        dataclasses.replace(network.row, rank=first + 1, tied=firsts.count(first) > 1)
+        for network, first in zip(found, firsts, strict=True)
+    ]
+    return ranked + [network.row for network in networks if getattr(network.row, sort) is None]
 
 
 def _filters(
@@ -309,72 +341,10 @@ def _filters(
     return wanted
 
 
-# Words for people, and exports
-
-NONE = "\N{EN DASH}"
-DISTURBED = "!"
-HEADERS = ("#", "mixer", "scale", "params", "MACs", "latency", "images/s", "top-1 %", "95 %", "seeds")
-
-
-def cells(row: Row) -> tuple[str, ...]:
-    """The row as a person reads it, under `HEADERS`."""
-    sd = f" ±{row.top1_sd:.2f}" if row.top1_sd is not None else ""
-    mark = DISTURBED if row.disturbed else ""
-    interval = f"{row.top1_low:.1f}{NONE}{row.top1_high:.1f}" if row.top1_low is not None else NONE
-    return (
-        NONE if row.rank is None else str(row.rank),
-        _name(row),
-        row.scale or NONE,
-        _text(row.parameters, amount),
-        _text(row.macs, macs),
-        _text(row.latency, lambda ms: (f"{ms:.3g} ms" if ms < 100 else f"{ms:,.0f} ms") + mark),
-        _text(row.throughput, lambda rate: f"{rate:,.0f}" + mark),
-        _text(row.top1, lambda percent: f"{percent:.2f}{sd}"),
-        interval,
-        str(row.seeds),
-    )
-
-
-def _name(row: Row) -> str:
-    backend = f" ({row.backend})" if row.backend else ""
-    return row.mixer + backend + (f" from {Path(row.weights).name}" if row.weights else "")
-
-
-def _text(value: float | None, form: Callable[[float], str]) -> str:
-    return NONE if value is None else form(value)
-
-
-def amount(count: float) -> str:
-    """A count in millions: ``4.39 M``."""
-    return f"{count / 1e6:.2f} M"
-
-
-def macs(count: float) -> str:
-    """Multiply-accumulates: ``0.86 G``, or ``13.5 M`` below a tenth of that unit."""
-    return f"{count / 1e9:.2f} G" if count >= 1e8 else f"{count / 1e6:.1f} M"
-
-
-def caption(group: Group) -> str:
-    """What the rows of a group have in common, in one line."""
-    name = f"recipe {group.recipe} ({group.recipe_digest})"
-    return f"{name}, data {group.data}, {group.hardware} [{group.device}], {group.precision}"
-
-
-def conditions(group: Group) -> str:
-    """What latency and throughput were measured under; "" where neither was."""
-    found = {"latency": group.latency_condition, "images/s": group.throughput_condition}
-    parts = {name: at.split(",") for name, at in found.items() if at}
-    common = set.intersection(*map(set, parts.values())) if parts else set()
-    shared = sorted(part for part in common if not part.startswith("batch"))
-    own = {name: ", ".join(part for part in at if part not in shared) for name, at in parts.items()}
-    notes = [f"{name} at {at}" for name, at in own.items() if at] + [", ".join(shared)] * bool(shared)
-    if any(row.disturbed for row in group.rows):
-        notes.append(f"{DISTURBED} the machine was disturbed: `stmbench show RUN` says how")
-    return "; ".join(notes)
-
+# Rows as records
 
 _SHARED = tuple(field.name for field in dataclasses.fields(Group) if field.name != "rows")
-_FIELDS = (*_SHARED, *COLUMNS)
+FIELDS = (*_SHARED, *COLUMNS)
 
 
 def records(groups: Sequence[Group]) -> list[dict[str, Any]]:
@@ -384,52 +354,3 @@ def records(groups: Sequence[Group]) -> list[dict[str, Any]]:
         for group in groups
         for row in group.rows
     ]
-
-
-def to_json(groups: Sequence[Group]) -> str:
-    return json.dumps(records(groups), indent=2, ensure_ascii=False)
-
-
-def to_csv(groups: Sequence[Group]) -> str:
-    text = io.StringIO()
-    writer = csv.DictWriter(text, _FIELDS, lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(record | {"runs": " ".join(record["runs"])} for record in records(groups))
-    return text.getvalue().rstrip("\n")
-
-
-def to_markdown(groups: Sequence[Group]) -> str:
-    """A table per group under its caption."""
-    rule = "|" + "|".join("---" if name in ("mixer", "scale") else "--:" for name in HEADERS) + "|"
-    parts = []
-    for group in groups:
-        lines = [HEADERS, *map(cells, group.rows)]
-        table = ["| " + " | ".join(cell.replace("|", r"\|") for cell in line) + " |" for line in lines]
-        parts.append("\n".join([f"**{caption(group)}**", "", table[0], rule, *table[1:]]))
-        if note := conditions(group):
-            parts.append(f"_{note}_")
-    return "\n\n".join(parts)
-
-
-_LATEX = {"\\": r"\textbackslash{}", NONE: "--", "±": r"$\pm$"} | {c: f"\\{c}" for c in "&%$#_{}"}
-_LATEX |= {"~": r"\textasciitilde{}", "^": r"\textasciicircum{}"}
-
-
-def to_latex(groups: Sequence[Group]) -> str:
-    r"""A `table` per group, with the rules of the package booktabs (``\usepackage{booktabs}``)."""
-    kinds = "".join("l" if name in ("mixer", "scale") else "r" for name in HEADERS)
-    parts = []
-    for group in groups:
-        note = f". {conditions(group)}" if conditions(group) else ""
-        rows = [" & ".join(map(_latex, line)) + r" \\" for line in [HEADERS, *map(cells, group.rows)]]
-        table = [r"\begin{table}", r"\centering", rf"\caption{{{_latex(caption(group) + note)}}}"]
-        table += [rf"\begin{{tabular}}{{{kinds}}}", r"\toprule", rows[0], r"\midrule", *rows[1:]]
-        parts.append("\n".join([*table, r"\bottomrule", r"\end{tabular}", r"\end{table}"]))
-    return "\n\n".join(parts)
-
-
-def _latex(text: str) -> str:
-    return "".join(_LATEX.get(character, character) for character in text)
-
-
-EXPORTS = {"markdown": to_markdown, "csv": to_csv, "json": to_json, "latex": to_latex}

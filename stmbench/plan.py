@@ -114,6 +114,8 @@ def request(
     if "profile" in asked.stages:
         check_profile(asked.device, protocol.profile)
     _check_weights(asked)
+    if "robustness" in asked.stages:
+        stmbench.data.find_robustness(protocol.robustness, asked.info)
     for name in filter(is_timm, asked.mixers):
         asked = _fit_timm(asked, name)
     return asked

@@ -136,7 +136,7 @@ class Invariance:
     blur: tuple[float, ...] = (0.5, 1.0, 1.5, 2.0, 3.0, 4.0)  # standard deviation, pixels
     noise: tuple[float, ...] = (0.02, 0.05, 0.1, 0.15, 0.2, 0.3)  # standard deviation, of a range of 1
     contrast: tuple[float, ...] = (0.8, 0.6, 0.4, 0.3, 0.2, 0.1)  # factor
-    equivariance: bool = True  # also of each level's features, under shifts of the image
+    equivariance: int = 500  # images on which the shift equivariance of the features is looked at; 0 for none
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -328,7 +328,9 @@ _AT_LEAST = {
     ("invariance", "blur"): 0,
     ("invariance", "noise"): 0,
     ("invariance", "contrast"): 0,
+    ("invariance", "equivariance"): 0,
 }
+_AT_MOST = {("invariance", "jpeg"): 100}
 _SHARES = (
     ("data", "crop_pct"), ("augment", "hflip"), ("augment", "erase"), ("augment", "smoothing"),
     ("train", "ema_decay"), ("model", "drop_path"),
@@ -348,12 +350,14 @@ def _check_ranges(recipe: Recipe) -> None:
     for section, values in recipe.values().items():
         for key, value in values.items() if isinstance(values, dict) else ():
             numbers = value if isinstance(value, tuple) else (value,)
-            least = _AT_LEAST.get((section, key), -math.inf)
+            least, most = _AT_LEAST.get((section, key), -math.inf), _AT_MOST.get((section, key), math.inf)
             for number in numbers:
                 if isinstance(number, float) and not math.isfinite(number):
                     raise ValueError(f"{section}.{key} must be finite, not {number}.")
                 if isinstance(number, int | float) and number < least:
                     raise ValueError(f"{section}.{key} must be at least {least}, not {number}.")
+                if isinstance(number, int | float) and number > most:
+                    raise ValueError(f"{section}.{key} must be at most {most}, not {number}.")
                 if (section, key) in _SHARES and number is not None and not 0 <= number <= 1:
                     raise ValueError(f"{section}.{key} must be from 0 to 1, not {number}.")
 

@@ -15,7 +15,7 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
-from stmbench import bench, catalog, leaderboard, plan, runner
+from stmbench import bench, catalog, leaderboard, plan, runner, tables
 from stmbench.cli import app, errors
 from stmbench.measure import count
 from stmbench.measure.setting import Round, Setting
@@ -205,8 +205,8 @@ def test_the_leaderboard_compares_the_fastest_and_names_the_forced(tmp_path: Pat
             "batch=1,device=cpu",
             "batches=1+8,device=cpu",
         )
-        assert [leaderboard.cells(row)[1] for row in group.rows] == ["halo", "halo (plain)", "swin"]
-        [_, line, _] = csv.DictReader(io.StringIO(leaderboard.to_csv([group])))
+        assert [tables.cells(row)[1] for row in group.rows] == ["halo", "halo (plain)", "swin"]
+        [_, line, _] = csv.DictReader(io.StringIO(tables.to_csv([group])))
         assert (line["mixer"], line["backend"]) == ("halo", "plain")
         cli = CliRunner()
         shown = cli.invoke(app, ["runs", "--db", str(tmp_path / "results.db")]).stdout

@@ -61,6 +61,7 @@ def test_a_recipe_is_what_its_file_says(write: Any) -> None:
         ("[train]\nbatch_size = 10\ndevice_batch_size = 4", "10 is not a multiple of"),
         ("[schedule]\nepochs = 0", r"schedule\.epochs must be at least 1, not 0"),
         ("[profile]\nprecisions = []", r"profile\.precisions is empty"),
+        ("[invariance]\njpeg = [90, 101]", r"invariance\.jpeg must be at most 100, not 101"),
         ("[profile]\nbatch_sizes = [0]", r"profile\.batch_sizes must be at least 1, not 0"),
         ("[train", "is not valid TOML"),
     ],

@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from stmbench import __version__
-from stmbench.cli import bench, errors, info, mixers, plot, results, run
+from stmbench.cli import bench, compare, errors, info, mixers, plot, results, run, show
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -19,8 +19,9 @@ app.command()(run.run)
 app.command()(run.resume)
 app.command()(bench.bench)
 app.command()(results.leaderboard)
+app.command()(compare.compare)
 app.command()(results.runs)
-app.command()(results.show)
+app.command()(show.show)
 app.add_typer(plot.app, name="plot")
 app.add_typer(mixers.app, name="mixers")
 app.command()(info.recipes)

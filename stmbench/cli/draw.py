@@ -17,7 +17,7 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
-from stmbench import leaderboard, record
+from stmbench import record, tables
 from stmbench.record import Event, Measurement, Note
 
 QUIET_S = 60  # without a terminal: a sign of life so often within an epoch
@@ -112,7 +112,7 @@ class Drawer:
 
 def _build(drawer: Drawer) -> str:
     parameters, macs = drawer.last("build", "parameters"), drawer.last("build", "macs")
-    return f"{leaderboard.amount(parameters)} parameters, {leaderboard.macs(macs)} MACs"
+    return f"{tables.amount(parameters)} parameters, {tables.macs(macs)} MACs"
 
 
 def _train(drawer: Drawer) -> str:
@@ -143,4 +143,45 @@ def _profile(drawer: Drawer) -> str:
     return ", ".join(text for text, value in parts.items() if not math.isnan(value))
 
 
-_SUMMARIES = {"build": _build, "train": _train, "eval": _eval, "profile": _profile}
+def _erf(drawer: Drawer) -> str:
+    found: dict[str, str] = {}  # by size, of the run's own weights; the last level comes last
+    for (stage, name, where, _), side in drawer.numbers.items():
+        if (stage, name) == ("erf", "side") and ",share=50," in where and not math.isnan(side):
+            parts = dict(part.split("=") for part in where.split(","))
+            if parts["weights"] != "random":
+                found[parts["size"]] = f"{side:.0f} px of level {parts['level']} at {parts['size']} px"
+    return "half the field: " + ", ".join(found.values()) if found else ""
+
+
+def _robustness(drawer: Drawer) -> str:
+    sets = {"V2": "v2", "A": "a", "R": "r", "Sketch": "sketch"}
+    found = {title: drawer.last("robustness", "top1", f"set={name},") for title, name in sets.items()}
+    found["mCE"] = drawer.last("robustness", "mce")
+    return ", ".join(f"{title} {value:.1f} %" for title, value in found.items() if not math.isnan(value))
+
+
+def _invariance(drawer: Drawer) -> str:
+    areas = {
+        where: value
+        for (stage, name, where, _), value in drawer.numbers.items()
+        if (stage, name) == ("invariance", "auc.top1") and "protocol=invariance/1," in where
+    }
+    titles = {"translation": "translation", "rotation_before": "rotation", "scale": "scale"}
+    parts = [
+        f"{title} {100 * value:.0f} %"
+        for transform, title in titles.items()
+        for where, value in areas.items()
+        if f"transform={transform}," in where and not math.isnan(value)
+    ]
+    return "top-1 kept: " + ", ".join(parts) if parts else ""
+
+
+_SUMMARIES = {
+    "build": _build,
+    "train": _train,
+    "eval": _eval,
+    "profile": _profile,
+    "erf": _erf,
+    "invariance": _invariance,
+    "robustness": _robustness,
+}

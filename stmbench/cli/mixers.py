@@ -53,7 +53,7 @@ def show(mixer: Annotated[str, typer.Argument(help="A mixer's name or alias.")])
 
 
 def _sizes(row: "Mixer") -> Table:
-    from stmbench import leaderboard, plan
+    from stmbench import plan, tables
 
     table = Table("scale", "widths", "depths", box=None, pad_edge=False)
     for header in ("params", f"MACs at {_SIZE}"):
@@ -61,7 +61,7 @@ def _sizes(row: "Mixer") -> Table:
     for name, scale in row.scales.items():
         parameters, macs = plan.weigh(plan.sketch(row.name, name, image_size=_SIZE), _SIZE)
         sizes = (" ".join(map(str, numbers)) for numbers in (scale.widths, scale.depths))
-        table.add_row(name, *sizes, leaderboard.amount(parameters), leaderboard.macs(macs))
+        table.add_row(name, *sizes, tables.amount(parameters), tables.macs(macs))
     return table
 
 

@@ -4,7 +4,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from stmbench import leaderboard, plan
+from stmbench import plan, tables
 
 
 def show(console: Console, asked: plan.Request) -> None:
@@ -26,8 +26,8 @@ def show(console: Console, asked: plan.Request) -> None:
     table = Table("mixer", "scale", "parameters", "MACs", box=None, pad_edge=False)
     for mixer in asked.mixers:
         parameters, macs = plan.size(asked, mixer)
-        counted = leaderboard.NONE if macs is None else leaderboard.macs(macs)
-        table.add_row(mixer, asked.scale_of(mixer) or leaderboard.NONE, f"{parameters:,}", counted)
+        counted = tables.NONE if macs is None else tables.macs(macs)
+        table.add_row(mixer, asked.scale_of(mixer) or tables.NONE, f"{parameters:,}", counted)
     console.print("[bold]Models[/]")
     console.print(table)
     console.print(

@@ -15,18 +15,15 @@ from typing import Any
 import numpy as np
 
 from stmbench.record import Measurement
+from stmbench.style import Box, around, check, extent, label
 
-SUFFIXES = (".png", ".svg", ".pdf")
 _STYLES: Mapping[str, tuple[str, Any]] = {
     "fp32": ("o", "solid"),
     "tf32": ("s", "dashed"),
     "bf16": ("^", "dashdot"),
     "fp16": ("D", "dotted"),
 }
-_DIRECTIONS = ((1, 0), (-1, 0), (0, 1), (0, -1), (1, 1), (-1, 1), (1, -1), (-1, -1))
-_DISTANCES = (4, 10, 18, 28, 40, 56)  # typographic points from a mark to its label, tried in this order
 _LINE: Mapping[str, Any] = {"color": "black", "linewidth": 1.3, "markersize": 5, "markerfacecolor": "0.6"}
-_CLOSE = 8  # farther labels are tied to their mark by a line
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,22 +78,6 @@ def best(points: Iterable[Point]) -> list[Point]:
     return list(found.values())
 
 
-@dataclass(frozen=True, slots=True)
-class _Box:
-    left: float
-    bottom: float
-    right: float
-    top: float
-
-    def meets(self, other: "_Box") -> bool:
-        apart = self.right <= other.left or other.right <= self.left
-        return not (apart or self.top <= other.bottom or other.top <= self.bottom)
-
-    def holds(self, other: "_Box") -> bool:
-        across = self.left <= other.left and other.right <= self.right
-        return across and self.bottom <= other.bottom and other.top <= self.top
-
-
 def draw(points: Sequence[Point], ceilings: Ceilings, path: Path, title: str) -> None:
     """Draw at least one point under the ceilings of its device into a PNG, SVG or PDF file.
 
@@ -119,14 +100,6 @@ def draw(points: Sequence[Point], ceilings: Ceilings, path: Path, title: str) ->
     figure.draw_without_rendering()  # settles where the axes lie, which labels are placed by
     _points(axes, points, labels, _roofs(axes, ceilings))
     figure.savefig(path)
-
-
-def check(path: Path) -> None:
-    """ValueError for a file that is not a kind of picture we draw, or in no folder."""
-    if path.suffix.lower() not in SUFFIXES:
-        raise ValueError(f"A picture is a {', '.join(SUFFIXES)} file, not '{path.name}'.")
-    if not path.parent.is_dir():
-        raise ValueError(f"There is no folder {path.parent} for the picture.")
 
 
 def _labels(points: Sequence[Point]) -> tuple[list[str], str]:
@@ -178,7 +151,7 @@ def _legend(figure: Any, ceilings: Ceilings) -> None:
     figure.legend(handles=handles, loc="outside lower center", ncols=2, frameon=False, fontsize=8)
 
 
-def _roofs(axes: Any, ceilings: Ceilings) -> list[_Box]:
+def _roofs(axes: Any, ceilings: Ceilings) -> list[Box]:
     """Draw the roofs, name the slope, and return what labels of points must not cover."""
     left, right = axes.get_xlim()
     ridges = {precision: matmul / ceilings.copy for precision, matmul in ceilings.matmul.items()}
@@ -190,11 +163,11 @@ def _roofs(axes: Any, ceilings: Ceilings) -> list[_Box]:
     taken = []
     for x, y, linestyle in lines:
         axes.plot(x, y, linestyle=linestyle, **_LINE)
-        taken += [_around(u, v, 3, 3) for u, v in axes.transData.transform(np.column_stack([x, y]))]
+        taken += [around(u, v, 3, 3) for u, v in axes.transData.transform(np.column_stack([x, y]))]
     return [*taken, _name_slope(axes, ceilings.copy, end=min(ridges.values()))]
 
 
-def _name_slope(axes: Any, copy: float, end: float) -> _Box:
+def _name_slope(axes: Any, copy: float, end: float) -> Box:
     """Name the sloping roof along its visible part, which ends at the intensity `end`."""
     start = max(axes.get_xlim()[0], axes.get_ylim()[0] / copy)
     (x0, y0), (x1, y1) = axes.transData.transform([(start, copy * start), (end, copy * end)])
@@ -209,65 +182,15 @@ def _name_slope(axes: Any, copy: float, end: float) -> _Box:
         va="center",
         fontsize=8,
     )
-    return _extent(text)
+    return extent(text)
 
 
-def _points(axes: Any, points: Sequence[Point], labels: Sequence[str], taken: Sequence[_Box]) -> None:
+def _points(axes: Any, points: Sequence[Point], labels: Sequence[str], taken: Sequence[Box]) -> None:
     """Draw the points, and beside each its label, where it covers nothing."""
     for point in points:
         marker = _STYLES[point.parts["precision"]][0]
         axes.plot(point.intensity, point.rate, marker, **_LINE)
-    spots = axes.transData.transform([(point.intensity, point.rate) for point in points])
-    texts = [axes.annotate(label, (0, 0), xycoords="figure pixels", fontsize=8) for label in labels]
-    sizes = [(box.right - box.left, box.top - box.bottom) for box in map(_extent, texts)]
-    for text in texts:
-        text.remove()
-    dots = axes.figure.dpi / 72  # pixels in a typographic point
-    places = _places(spots, sizes, taken, _Box(*axes.bbox.extents), dots)
-    for point, label, (x, y, distance) in zip(points, labels, places, strict=True):
-        end = ((1 - np.sign(x)) / 2, (1 - np.sign(y)) / 2)  # of the label, the one that faces the mark
-        tie = {"arrowstyle": "-", "color": "0.5", "linewidth": 0.7, "shrinkB": 3, "relpos": end}
-        axes.annotate(
-            label,
-            (point.intensity, point.rate),
-            (x / dots, y / dots),
-            textcoords="offset points",
-            ha="center",
-            va="center",
-            fontsize=8,
-            arrowprops=tie if distance > _CLOSE else None,
-        )
-
-
-def _places(
-    spots: Any, sizes: Sequence[tuple[float, float]], taken: Sequence[_Box], frame: _Box, dots: float
-) -> list[tuple[float, float, float]]:
-    """For each label its centre's way from its spot, in pixels, and how far it is from the mark.
-
-    The first place that is inside the frame and free, near ones first; where there is none, the nearest.
-    """
-    obstacles = [*taken, *(_around(x, y, 3.5 * dots, 3.5 * dots) for x, y in spots)]
-    found = []
-    for (x, y), (width, height) in zip(spots, sizes, strict=True):
-        ways = [
-            (across * (d * dots + width / 2), up * (d * dots + height / 2), d)
-            for d in _DISTANCES
-            for across, up in _DIRECTIONS
-        ]
-        boxes = [_around(x + dx, y + dy, width / 2, height / 2) for dx, dy, _ in ways]
-        free = (i for i, box in enumerate(boxes) if frame.holds(box) and not any(map(box.meets, obstacles)))
-        best = next(free, 0)
-        obstacles.append(boxes[best])
-        found.append(ways[best])
-    return found
-
-
-def _around(x: float, y: float, half_width: float, half_height: float) -> _Box:
-    return _Box(x - half_width, y - half_height, x + half_width, y + half_height)
-
-
-def _extent(text: Any) -> _Box:
-    return _Box(*text.get_window_extent().extents)
+    label(axes, [(point.intensity, point.rate) for point in points], labels, taken, size=8)
 
 
 def _amount(value: float) -> str:

@@ -245,10 +245,12 @@ class Store:
 
     def artifacts(self, run_id: str) -> list[ArtifactRecord]:
         """The files of a run, by path."""
+        return self._artifacts(tables.artifact.c.run == run_id)[run_id]
+
+    def files(self, stage: str, kind: str) -> dict[str, list[ArtifactRecord]]:
+        """The files of this kind that a stage of any run left, by run id and path; one query."""
         rows = tables.artifact.c
-        query = select(rows.stage, rows.kind, rows.condition, rows.path, rows.bytes, rows.sha256)
-        found = self._fetch(query.where(rows.run == run_id).order_by(rows.path))
-        return [ArtifactRecord(stage, kind, at, Path(path), *rest) for stage, kind, at, path, *rest in found]
+        return self._artifacts(rows.stage == stage, rows.kind == kind)
 
     def headline(self, stages: Sequence[str], names: Sequence[str]) -> dict[str, list[Measurement]]:
         """The final numbers (step 0) with these names that these stages took, by run id; one query."""
@@ -281,6 +283,14 @@ class Store:
         found: defaultdict[str, list[Measurement]] = defaultdict(list)
         for run_id, stage, name, value, *rest in self._fetch(query.where(*conditions)):
             found[run_id].append(Measurement(stage, name, math.nan if value is None else value, *rest))
+        return found
+
+    def _artifacts(self, *conditions: Any) -> defaultdict[str, list[ArtifactRecord]]:
+        rows = tables.artifact.c
+        query = select(rows.run, rows.stage, rows.kind, rows.condition, rows.path, rows.bytes, rows.sha256)
+        found: defaultdict[str, list[ArtifactRecord]] = defaultdict(list)
+        for run_id, stage, kind, at, path, *rest in self._fetch(query.where(*conditions).order_by(rows.path)):
+            found[run_id].append(ArtifactRecord(stage, kind, at, Path(path), *rest))
         return found
 
     def _fetch(self, query: Any) -> Sequence[Any]:

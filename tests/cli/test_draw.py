@@ -62,15 +62,43 @@ def test_what_each_stage_found() -> None:
         Measurement("profile", "best_throughput", 2100.0, "images/s"),
         Measurement("profile", "best_batch", 64, "images"),
         Measurement("profile", "mixer_cost", 1.5, "", "batch=64,device=cpu"),
+        Measurement("robustness", "top1", 12.34, "%", "classes=200,set=a,size=224"),
+        Measurement("robustness", "top1", 70.1, "%", "classes=1000,set=v2,size=224"),
+        Measurement("robustness", "top1", 33.3, "%", "corruption=fog,set=c,severity=5,size=224"),
+        Measurement("robustness", "mce", 64.2, "%", "set=c,size=224"),
+        Measurement("invariance", "auc.top1", 0.9, "", "protocol=invariance/1,transform=scale,weights=ema"),
+        Measurement(
+            "invariance", "auc.top1", 0.2, "", "protocol=invariance/published,transform=scale,weights=ema"
+        ),
     ]
     out = io.StringIO()
     with draw.Drawer(Console(file=out, width=120)) as drawer:
         for event in events:
             drawer.draw(event)
-        for stage in ("build", "eval", "profile"):
+        for stage in ("build", "eval", "profile", "robustness", "invariance"):
             drawer.stage_done(stage, 1.0)
     text = out.getvalue()
     assert "4.39 M parameters, 0.86 G MACs" in text
     assert "top-1 88.30 %, top-5 99.00 %" in text
     assert "EMA" not in text
+    assert "V2 70.1 %, A 12.3 %, mCE 64.2 %" in text
+    assert "top-1 kept: scale 90 %  " in text
     assert "latency 7.5 ms, 2,100 images/s at batch 64, 1.50x the identity's time" in text
+
+
+def test_of_receptive_fields_half_of_the_last_level_is_said() -> None:
+    sides = {(1, 50): 11, (4, 50): 87, (4, 99): 201}
+    events: list[Event] = [
+        Measurement("erf", "side", side, "px", f"level={level},share={share},size={size},weights={weights}")
+        for size, weights in ((224, "ema"), (224, "random"), (448, "ema"))
+        for (level, share), side in sides.items()
+    ]
+    events.append(
+        Measurement("erf", "images", math.nan, "images", "size=448,weights=random", reason="no memory")
+    )
+    out = io.StringIO()
+    with draw.Drawer(Console(file=out, width=120)) as drawer:
+        for event in events:
+            drawer.draw(event)
+        drawer.stage_done("erf", 1.0)
+    assert "half the field: 87 px of level 4 at 224 px, 87 px of level 4 at 448 px" in out.getvalue()

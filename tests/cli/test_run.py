@@ -14,10 +14,10 @@ import torch
 from safetensors.torch import load_file
 
 from stmbench import cli
-from stmbench.leaderboard import NONE
 from stmbench.nn import create_model
 from stmbench.nn.weights import save_weights
 from stmbench.store import open_store
+from stmbench.tables import NONE
 
 Invoke = Callable[..., tuple[int, str, str]]
 

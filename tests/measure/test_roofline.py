@@ -14,6 +14,7 @@ from matplotlib.text import Text
 from stmbench.measure import roofline
 from stmbench.measure.roofline import Ceilings, Point
 from stmbench.record import Measurement, condition
+from stmbench.style import Box
 
 CEILINGS = Ceilings(9e9, {"fp32": 60e9})
 
@@ -102,7 +103,7 @@ def test_labels_keep_clear_of_each_other(seed: int, monkeypatch: pytest.MonkeyPa
     assert len(texts) == 8
     for one, other in itertools.combinations(texts, 2):
         # Of the text alone: an annotation's own extent contains the line that ties it to its mark
-        a, b = (roofline._Box(*Text.get_window_extent(text).extents) for text in (one, other))
+        a, b = (Box(*Text.get_window_extent(text).extents) for text in (one, other))
         assert not a.meets(b), (one.get_text(), other.get_text())
 
 

@@ -1,0 +1,64 @@
+"""What a run answered, image by image: the predictions that its stage `eval` kept, read and checked.
+
+Of plain and EMA weights it is the headline's, EMA wherever there are some, as in the leaderboard.
+"""
+
+import hashlib
+import io
+import zipfile
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from stmbench.store import RunRecord, Store
+from stmbench.store.records import ArtifactRecord
+
+if TYPE_CHECKING:
+    import numpy as np
+
+_UNREADABLE = -1  # the label of an image that could not be decoded
+
+
+@dataclass(frozen=True, slots=True)
+class Answers:
+    """One network's answers to the N test images, in the data set's own order."""
+
+    labels: "np.ndarray"  # (N,) int; -1 for an image that could not be decoded
+    hits: "np.ndarray"  # (M,) bool, of the M images that could
+
+    def same_images(self, other: "Answers") -> bool:
+        """Whether the test images, by their labels, are the same, and the same of them could be decoded."""
+        return self.labels.shape == other.labels.shape and bool((self.labels == other.labels).all())
+
+
+def files(store: Store) -> dict[str, ArtifactRecord]:
+    """The file with the predictions of every run that was evaluated, by its id; one query."""
+    return {
+        run_id: min(kinds, key=lambda file: file.condition != "weights=ema")
+        for run_id, kinds in store.files("eval", "predictions").items()
+    }
+
+
+def read(run: RunRecord, file: ArtifactRecord | None) -> Answers:
+    """The run's answers.
+
+    Raises:
+        ValueError: there are none, or the file is gone, or it is not the one that the run wrote.
+    """
+    import numpy as np
+
+    if file is None:
+        raise ValueError(f"{run.id} has no predictions: it was not evaluated.")
+    path = run.folder / file.path
+    try:
+        content = path.read_bytes()
+    except OSError as error:
+        raise ValueError(f"The predictions of {run.id} cannot be read: {path}: {error.strerror}.") from None
+    if hashlib.sha256(content).hexdigest() != file.sha256:
+        raise ValueError(f"{path} is no longer the file that {run.id} wrote.")
+    try:
+        with np.load(io.BytesIO(content)) as arrays:
+            labels, best = arrays["labels"], arrays["top5"][:, 0]
+    except (ValueError, KeyError, IndexError, EOFError, zipfile.BadZipFile):
+        raise ValueError(f"{path} does not hold labels and five best classes.") from None
+    readable = labels != _UNREADABLE
+    return Answers(labels, (labels == best)[readable])
