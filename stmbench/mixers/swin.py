@@ -304,18 +304,18 @@ def _parts(layout: _Layout, qkv: Tensor) -> list[slice]:
 ShiftedWindowAttention.backends = (
     Backend(
         "copied",
-        "eagerly on a CPU in float32",
+        "training, eagerly on a CPU in float32",
         _copied,
         lambda call: "it is not compiled" if call.compiling else "",
-        lambda call: call.device == "cpu" and call.dtype not in attention.HALVES,
+        lambda call: call.device == "cpu" and call.grad and call.dtype not in attention.HALVES,
     ),
-    # It takes longer than `copied`, but less memory: to be forced where that counts.
     Backend(
         "chunked",
-        "never by itself",
+        "inference, eagerly on a CPU in float32, unless the map is tiny",
         _chunked,
         attention.refuses_chunks,
-        best=lambda call: False,
+        # Training takes longer than by `copied`, but less memory: to be forced where that counts.
+        lambda call: attention.best_chunked(call) and call.dtype not in attention.HALVES,
     ),
     Backend(
         "flex",

@@ -20,11 +20,9 @@ from torch.utils.checkpoint import checkpoint
 
 from stmbench.nn.block import Block
 from stmbench.nn.pretrained import pretrained_cfg
-from stmbench.nn.sliced_mlp import is_eager_cpu, is_hooked
 from stmbench.record import Macs
 
 NORM_EPS = 1e-6  # of the LayerNorms outside the blocks
-STEM_PORTION = 3 * 2**19  # numbers behind the first convolution: more leave the cache
 HEAD_RATIO = 1.5
 
 
@@ -45,10 +43,7 @@ class ConvNorm(nn.Module):
 
 
 class Stem(nn.Module):
-    """Two convolutions with stride 2, (B, H, W, 3) -> (B, ceil(H/4), ceil(W/4), C).
-
-    Its activations are the network's largest: inference on a CPU makes them a few images at a time.
-    """
+    """Two convolutions with stride 2, (B, H, W, 3) -> (B, ceil(H/4), ceil(W/4), C)."""
 
     def __init__(self, in_channels: int, dim: int) -> None:
         super().__init__()
@@ -56,15 +51,6 @@ class Stem(nn.Module):
         self.second = ConvNorm(dim // 2, dim, bias=True)
 
     def forward(self, x: Tensor) -> Tensor:
-        if not is_eager_cpu(x) or torch.is_grad_enabled() or any(map(is_hooked, self.modules())):
-            return self._convolve(x)
-        numbers = x.shape[1] * x.shape[2] // 4 * self.first.conv.out_channels  # of an image
-        portions = x.split(max(1, STEM_PORTION // max(1, numbers)))
-        return (
-            torch.cat([self._convolve(part) for part in portions]) if len(portions) > 1 else self._convolve(x)
-        )
-
-    def _convolve(self, x: Tensor) -> Tensor:
         return self.second(F.gelu(self.first(x)))
 
     def macs(self, height: int, width: int) -> Macs:

@@ -61,18 +61,14 @@ def applies(x: Tensor, norm: nn.LayerNorm, mlp: Mlp) -> bool:
     return all(_is_plain(each) for each in (norm, mlp, mlp.fc1, mlp.act, mlp.fc2))
 
 
-def is_hooked(module: nn.Module) -> bool:
-    """Whether somebody waits for the module to be called."""
-    return any((module._forward_hooks, module._forward_pre_hooks, module._backward_hooks))
-
-
 def _hidden(x: Tensor, mlp: Mlp) -> int:
     return x.numel() // x.shape[-1] * len(mlp.fc1.weight)
 
 
 def _is_plain(module: nn.Module) -> bool:
     """Whether it is what the block made, and not what an adapter put in its place or hooked itself to."""
-    return type(module) in (nn.LayerNorm, Mlp, nn.Linear, nn.GELU) and not is_hooked(module)
+    hooks = (module._forward_hooks, module._forward_pre_hooks, module._backward_hooks)
+    return type(module) in (nn.LayerNorm, Mlp, nn.Linear, nn.GELU) and not any(hooks)
 
 
 def add_mlp(x: Tensor, norm: nn.LayerNorm, mlp: Mlp, gamma: Tensor) -> Tensor:

@@ -13,7 +13,6 @@ from torch.utils._python_dispatch import TorchDispatchMode
 import stmbench
 from stmbench import catalog
 from stmbench.mixers.identity import Identity
-from stmbench.nn import backbone
 from stmbench.nn.backbone import Backbone, resize_position_map
 from stmbench.nn.weights import load_weights, save_weights
 
@@ -168,25 +167,6 @@ def test_convolutions_see_channels_last_without_copies(channels: int) -> None:
     assert {name: operators.counts[name] for name in copies} == dict.fromkeys(copies, 0)
     assert operators.counts["convolution"] == 17 + 5 + 1
     assert features.is_contiguous(memory_format=torch.channels_last)
-
-
-def test_a_stem_in_portions_changes_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
-    stem = make("identity").stem
-    images = torch.randn(5, 19, 22, 3)
-    with torch.inference_mode():
-        whole = stem(images)
-    sizes: list[int] = []
-    convolve = stem._convolve
-    monkeypatch.setattr(stem, "_convolve", lambda x: sizes.append(len(x)) or convolve(x))
-    monkeypatch.setattr(backbone, "STEM_PORTION", 2 * 19 * 22 // 4 * 16)  # two images
-    with torch.inference_mode():
-        torch.testing.assert_close(stem(images), whole)
-        assert sizes == [2, 2, 1]
-        handle = stem.first.conv.register_forward_hook(lambda *_: None)  # who watches sees all images
-        stem(images)
-        handle.remove()
-    stem(images)  # with gradients, activations are kept anyway
-    assert sizes == [2, 2, 1, 5, 5]
 
 
 def test_initialisation() -> None:
