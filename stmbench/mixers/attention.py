@@ -57,14 +57,14 @@ def refuses_chunks(call: Call) -> str:
 
 
 def best_chunked(call: Call) -> bool:
-    """Where it was measured to win, in time or in memory; fewer positions are not worth it to swin."""
+    """Where it was measured to win, in time or in memory, with that many positions or more."""
     B, H, W, _ = call.shape
-    return call.device == "cpu" and call.dtype not in HALVES and not call.compiling and B * H * W >= 512
+    return call.device == "cpu" and not call.compiling and B * H * W >= 512
 
 
 def best_fused(call: Call) -> bool:
-    """With a learnt bias: torch falls back to slower products of its own in training in float32 on a CPU."""
-    trains = call.grad and call.device == "cpu" and call.dtype not in HALVES and not call.compiling
+    """Not in eager training on a CPU: torch's backward pass there is slower than that of the products."""
+    trains = call.grad and call.device == "cpu" and not call.compiling
     return not (trains or call.exporting)
 
 

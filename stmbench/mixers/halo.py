@@ -372,7 +372,7 @@ def _fold(out: Tensor, grads: tuple[Tensor, Tensor], layout: _Layout) -> None:
 HaloAttention.backends = (
     Backend(
         "chunked",
-        "eagerly on a CPU in float32, unless the map is tiny",
+        "eagerly on a CPU, unless the map is tiny",
         _chunked,
         attention.refuses_chunks,
         attention.best_chunked,
@@ -393,7 +393,7 @@ HaloAttention.backends = (
     ),
     Backend(
         "sdpa",
-        "elsewhere, but not when exported, nor eagerly training on a CPU in float32",
+        "elsewhere, but not when exported, nor eagerly training on a CPU",
         partial(_attend, attend=partial(_biased, attention.fused)),
         best=attention.best_fused,
     ),

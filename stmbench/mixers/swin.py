@@ -97,10 +97,11 @@ class _Layout(NamedTuple):
             place.copy_(piece)
         return windows
 
-    def join(self, windows: Tensor, out: Tensor) -> None:
+    def join(self, windows: Tensor, out: Tensor) -> Tensor:
         """The way back, into `out`."""
         for place, piece in self.pairs(out, windows):
             place.copy_(piece)
+        return out
 
 
 class ShiftedWindowAttention(BackendMixer):
@@ -201,6 +202,45 @@ def _attend(mixer: ShiftedWindowAttention, x: Tensor, attend: Callable[..., Tens
     return mixer.proj(out[:, :H, :W])
 
 
+def _copied(mixer: ShiftedWindowAttention, x: Tensor) -> Tensor:
+    B, H, W, C = x.shape
+    layout = mixer.layout(x)
+    windows: Any = _Cut.apply(layout.pad(mixer.qkv(x)), layout, 3)
+    q, k, v = windows.view(3, B, layout.groups, layout.positions, C // mixer.num_heads)
+    bias = mixer.bias(H, W)
+    out = attention.plain(q, k, v, bias.repeat(layout.groups // bias.shape[0], 1, 1)[None])
+    out: Any = _Join.apply(out.flatten(0, 1)[None], layout)
+    return mixer.proj(out[:, :H, :W])
+
+
+class _Cut(torch.autograd.Function):
+    """`_Layout.cut`: a shifted map is cut where it lies, and never moved."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, layout: _Layout, parts: int) -> Tensor:
+        ctx.layout = layout
+        return layout.cut(x, parts)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Any, None, None]:  # pyright: ignore
+        return _Join.apply(grads[0], ctx.layout), None, None
+
+
+class _Join(torch.autograd.Function):
+    """`_Layout.join`, the way back: windows (k, B n m h, T, D) -> (B, n a, m b, k C)."""
+
+    @staticmethod
+    def forward(ctx: Any, windows: Tensor, layout: _Layout) -> Tensor:
+        ctx.layout, ctx.parts = layout, windows.shape[0]
+        batch, width = windows.shape[1] // layout.groups, windows.shape[-1] * layout.heads * ctx.parts
+        out = windows.new_empty(batch, layout.ys.size, layout.xs.size, width)
+        return layout.join(windows.contiguous(), out)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Any, None]:  # pyright: ignore
+        return _Cut.apply(grads[0], ctx.layout, ctx.parts), None
+
+
 def _flex(q: Tensor, k: Tensor, v: Tensor, bias: Tensor) -> Tensor:
     bias = bias[0]
 
@@ -263,12 +303,19 @@ def _parts(layout: _Layout, qkv: Tensor) -> list[slice]:
 
 ShiftedWindowAttention.backends = (
     Backend(
+        "copied",
+        "training, eagerly on a CPU in float32",
+        _copied,
+        lambda call: "it is not compiled" if call.compiling else "",
+        lambda call: call.device == "cpu" and call.grad and call.dtype not in attention.HALVES,
+    ),
+    Backend(
         "chunked",
         "inference, eagerly on a CPU in float32, unless the map is tiny",
         _chunked,
         attention.refuses_chunks,
-        # Training takes 5 % longer than by `plain`, but less memory: to be forced where that counts.
-        lambda call: attention.best_chunked(call) and not call.grad,
+        # Training takes longer than by `copied`, but less memory: to be forced where that counts.
+        lambda call: attention.best_chunked(call) and call.dtype not in attention.HALVES,
     ),
     Backend(
         "flex",
@@ -279,7 +326,7 @@ ShiftedWindowAttention.backends = (
     ),
     Backend(
         "sdpa",
-        "elsewhere, but not when exported, nor eagerly training on a CPU in float32",
+        "elsewhere, but not when exported, nor eagerly training on a CPU",
         partial(_attend, attend=attention.fused),
         best=attention.best_fused,
     ),

@@ -21,7 +21,7 @@ from torch.nn import functional as F
 # N positions, n of them in a slice, C channels, D hidden channels
 
 SLICE = 2048  # positions: fewer slow the products down, more leave the cache
-LARGE = 2**23  # hidden numbers: what glibc maps anew for each tensor (32 MiB)
+LARGE = 2**22  # hidden numbers: tensors of 16 MiB, of which the system takes many back (all from 32 MiB on)
 SMALL = 2**21  # hidden numbers: below, there is too little to save
 WIDEST = 256  # channels: from here on the product to compute again costs more than the memory it saves
 
@@ -157,6 +157,7 @@ class _Gradients:
 
     def __init__(self, weights: Weights, eps: float) -> None:
         self.weights, self.eps = weights, eps
+        self.scaled = weights.fc2 * weights.gamma[:, None]  # the two that follow each other, as one
         self.sums = Weights(*(torch.zeros_like(each) for each in weights))
 
     def add(self, x: Tensor, grad: Tensor) -> Tensor:
@@ -168,7 +169,7 @@ class _Gradients:
         # Of gamma * fc2, whose gradient gives those of both.
         sums.fc2.addmm_(grad.t(), a)
         sums.fc2_bias.add_(grad.sum(0))
-        torch.mm(grad * w.gamma, w.fc2, out=a)  # a's gradient, and then h's, in a's place
+        torch.mm(grad, self.scaled, out=a)  # a's gradient, and then h's, in a's place
         aten.gelu_backward.grad_input(a, h, grad_input=a)
         sums.fc1.addmm_(a.t(), normed)
         sums.fc1_bias.add_(a.sum(0))

@@ -78,7 +78,7 @@ class TrainState:
                 f"lower it with --set train.batch_size=N."
             )
         self.model = network.make(job, info.num_classes)
-        self.ema = ModelEmaV3(self.model, recipe.train.ema_decay) if recipe.train.ema_decay else None
+        self.ema = _Ema(self.model, recipe.train.ema_decay) if recipe.train.ema_decay else None
         if recipe.train.checkpointing:
             _checkpoint(self.model, job.mixer)
         self.forward = torch.compile(self.model) if recipe.train.compile else self.model
@@ -160,6 +160,22 @@ class TrainState:
         self.scaler.load_state_dict(state["scaler"])
         self.top1, self.epoch = state["top1"], state["epoch"]
         self._save_weights()  # the last process may have died between the checkpoint and these
+
+
+class _Ema(ModelEmaV3):
+    """timm's average, but for what is averaged being looked up once: that costs more than the averaging."""
+
+    def __init__(self, model: nn.Module, decay: float) -> None:
+        super().__init__(model, decay)
+        # Aliases: optimizers and load_state_dict write into the same memory.
+        pairs = [*zip(self.module.state_dict().values(), model.state_dict().values(), strict=True)]
+        self.counters = [(own, other) for own, other in pairs if not own.is_floating_point()]
+        self.means, self.values = zip(*(pair for pair in pairs if pair[0].is_floating_point()), strict=True)
+
+    def apply_update_(self, model: nn.Module, decay: float) -> None:
+        torch._foreach_lerp_(self.means, self.values, weight=1 - decay)
+        for own, other in self.counters:
+            own.copy_(other)
 
 
 def _checkpoint(model: Any, name: str) -> None:

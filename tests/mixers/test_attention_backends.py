@@ -25,7 +25,7 @@ MIXERS: dict[str, tuple[Callable[[], Any], Callable[[Any, Tensor], Tensor]]] = {
 }
 NAMES = {
     "halo": ["chunked", "augmented", "sdpa", "plain"],
-    "swin": ["chunked", "sdpa", "plain"],
+    "swin": ["copied", "chunked", "sdpa", "plain"],
     "sra": ["patches", "sdpa", "plain"],
 }
 CASES = [(name, backend) for name in MIXERS for backend in NAMES[name.split()[0]]]
@@ -108,15 +108,16 @@ def test_each_answers_alike_in_inference_mode(name: str, backend: str) -> None:
 
 CHOICES = [
     ("halo", PLACE, "chunked"),
-    ("swin", PLACE, "plain"),
+    ("swin", PLACE, "copied"),
     ("swin", PLACE._replace(grad=False), "chunked"),
     ("sra 4", PLACE, "patches"),
     ("sra 4", PLACE._replace(grad=False), "sdpa"),
     ("halo", PLACE._replace(grad=False), "chunked"),
     ("halo", PLACE._replace(shape=(1, 14, 14, 384)), "plain"),
     ("halo", PLACE._replace(shape=(1, 14, 14, 384), grad=False), "sdpa"),
-    ("halo", PLACE._replace(dtype=torch.bfloat16), "sdpa"),
-    ("swin", PLACE._replace(dtype=torch.bfloat16), "sdpa"),
+    ("halo", PLACE._replace(dtype=torch.bfloat16), "chunked"),
+    ("swin", PLACE._replace(dtype=torch.bfloat16), "plain"),
+    ("swin", PLACE._replace(dtype=torch.bfloat16, grad=False), "sdpa"),
     ("halo", PLACE._replace(compiling=True), "sdpa"),
     ("swin", PLACE._replace(compiling=True), "sdpa"),
     ("halo", PLACE._replace(compiling=True, exporting=True), "plain"),

@@ -7,6 +7,7 @@ import pytest
 import torch
 from safetensors import safe_open
 from safetensors.torch import load_file
+from timm.utils.model_ema import ModelEmaV3
 
 import stmbench.data
 from stmbench.nn.block import Block
@@ -177,6 +178,25 @@ def test_layer_norms_biases_and_position_tables_take_no_weight_decay(
     assert "levels.0.blocks.0.mixer.relative_position_bias_table" in free
     assert "levels.0.blocks.0.mixer.qkv.bias" in free
     assert "levels.0.blocks.0.mixer.qkv.weight" not in free
+
+
+def test_the_average_is_timm_s_and_outlives_loaded_weights() -> None:
+    model = torch.nn.Sequential(torch.nn.Linear(3, 4), torch.nn.BatchNorm1d(4))
+    ours, theirs = train._Ema(model, 0.7), ModelEmaV3(model, 0.7)
+    for step in range(4):
+        model(torch.randn(5, 3)).sum().backward()  # moves the statistics, and counts batches
+        with torch.no_grad():
+            for parameter in model.parameters():
+                parameter += torch.randn_like(parameter)
+        if step == 2:  # as a resumed run does
+            for module in (model, ours.module, theirs.module):
+                module.load_state_dict({key: value + 1 for key, value in module.state_dict().items()})
+        for average in (ours, theirs):
+            average.update(model)
+    wanted = theirs.module.state_dict()
+    assert ours.module.state_dict().keys() == wanted.keys()
+    assert all(torch.equal(value, wanted[name]) for name, value in ours.module.state_dict().items())
+    assert not torch.equal(wanted["0.weight"], model.state_dict()["0.weight"])
 
 
 def test_a_checkpoint_that_cannot_be_read_is_named(tiny_job: Job) -> None:
