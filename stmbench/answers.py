@@ -44,8 +44,6 @@ def read(run: RunRecord, file: ArtifactRecord | None) -> Answers:
     Raises:
         ValueError: there are none, or the file is gone, or it is not the one that the run wrote.
     """
-    import numpy as np
-
     if file is None:
         raise ValueError(f"{run.id} has no predictions: it was not evaluated.")
     path = run.folder / file.path
@@ -55,6 +53,8 @@ def read(run: RunRecord, file: ArtifactRecord | None) -> Answers:
         raise ValueError(f"The predictions of {run.id} cannot be read: {path}: {error.strerror}.") from None
     if hashlib.sha256(content).hexdigest() != file.sha256:
         raise ValueError(f"{path} is no longer the file that {run.id} wrote.")
+    import numpy as np  # a table of runs without predictions does not need it
+
     try:
         with np.load(io.BytesIO(content)) as arrays:
             labels, best = arrays["labels"], arrays["top5"][:, 0]

@@ -114,6 +114,8 @@ def request(
     if "profile" in asked.stages:
         check_profile(asked.device, protocol.profile)
     _check_weights(asked)
+    if {"erf", "invariance"} & set(asked.stages):
+        stmbench.data.spread(asked.info, 1)  # these choose images; a stream has none to choose from
     if "robustness" in asked.stages:
         stmbench.data.find_robustness(protocol.robustness, asked.info)
     for name in filter(is_timm, asked.mixers):

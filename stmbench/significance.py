@@ -41,9 +41,9 @@ class Hits:
     peculiar: float  # sum of squares of what neither the seed nor the image explains
 
     @classmethod
-    def of(cls, answers: Sequence[np.ndarray]) -> "Hits":
-        """From (N,) bool of each seed."""
-        hits = np.stack(answers)  # (S, N)
+    def of(cls, answers: Sequence[np.ndarray] | np.ndarray) -> "Hits":
+        """From (N,) bool of each seed, or all of them as (S, N)."""
+        hits = np.asarray(answers)  # (S, N)
         seeds, images = hits.shape
         share, accuracies, mean = hits.mean(axis=0), hits.mean(axis=1), float(hits.mean())
         explained = seeds * (share**2).sum() + images * (accuracies**2).sum() - seeds * images * mean**2

@@ -171,8 +171,8 @@ def test_an_ambiguous_network_names_the_choices(store: Store, add: Add) -> None:
         compare(store, ["halo", "swin"])
     assert "fashion (81ab)" in str(error.value)
     assert "Choose with --scale, --recipe" in str(error.value)
-    filters = {"scale": "micro", "recipe_name": "quick", "data": "fashion_mini"}
-    assert compare(store, ["halo", "swin"], **filters).outcomes[0].verdict == "inconclusive"
+    found = compare(store, ["halo", "swin"], scale="micro", recipe_name="quick", data="fashion_mini")
+    assert found.outcomes[0].verdict == "inconclusive"
 
 
 @pytest.mark.parametrize(

@@ -72,7 +72,7 @@ class Drawer:
     def stage_done(self, stage: str, seconds: float) -> None:
         """Say in one line what the stage found."""
         line = _SUMMARIES.get(stage, lambda _: "")(self)
-        self._say(f"[green]{stage:<8}[/] {line:<58} {seconds:6.1f} s")
+        self._say(f"[green]{stage:<10}[/] {line:<56} {seconds:6.1f} s")
 
     def _say(self, line: str) -> None:
         self.spoke = time.monotonic()

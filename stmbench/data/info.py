@@ -75,7 +75,10 @@ def spread(info: DataInfo, count: int) -> tuple[DataInfo, tuple[int, ...]]:
         ValueError: the images can only be read one after the other.
     """
     if not hasattr(info.val, "__getitem__"):
-        raise ValueError(f"{info.name} is a stream of images: this stage needs files it can choose from.")
+        raise ValueError(
+            f"{info.name} is a stream, and the stages erf and invariance choose images: "
+            "name the other stages with --stage."
+        )
     total = info.num_val
     indices = tuple(i * total // count for i in range(count)) if 0 < count < total else tuple(range(total))
     return replace(info, val=Part(cast(Reader, info.val), indices)), indices

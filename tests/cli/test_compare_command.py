@@ -172,7 +172,8 @@ def test_two_real_runs_are_compared(call: Call, tiny_data: Path, tiny_recipe_fil
     code, out, _ = call("compare", *runs, "--format", "json")
     found = json.loads(out)
     assert (code, found["images"]) == (0, 20)
-    assert [one["name"] for one in found["differences"]] == ["seed"]
+    unlike = [one["name"] for one in found["differences"] if one["topic"] != "environment"]
+    assert unlike == ["seed"]  # whoever edits this checkout meanwhile changes the environment
     [one] = found["comparisons"]
     old, new = (side["top1"][0] for side in found["sides"])
     assert one["difference"] == pytest.approx(new - old)

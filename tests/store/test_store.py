@@ -120,6 +120,20 @@ def test_an_artifact_is_kept_with_its_size_and_digest(store: Store, new_run: New
     assert (found.stage, found.kind, found.condition) == ("train", "weights", "weights=ema")
 
 
+def test_files_of_a_kind_are_found_in_all_runs_at_once(store: Store, new_run: NewRun, tmp_path: Path) -> None:
+    file = tmp_path / "predictions.npz"
+    file.write_bytes(b"abc")
+    first, second, _ = (store.create_run(new_run).id for _ in range(3))
+    for run in (first, second):
+        store.attach(run, Artifact("eval", "predictions", file, "weights=plain"), tmp_path)
+    (tmp_path / "other").write_bytes(b"")
+    store.attach(first, Artifact("eval", "picture", tmp_path / "other"), tmp_path)
+    store.attach(first, Artifact("train", "predictions", tmp_path / "other"), tmp_path)
+    found = store.files("eval", "predictions")
+    assert set(found) == {first, second}
+    assert [record.path for record in found[first]] == [Path("predictions.npz")]
+
+
 # Finding runs
 
 
