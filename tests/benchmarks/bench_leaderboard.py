@@ -1,6 +1,6 @@
 """How long `stmbench leaderboard` takes over many runs, as a whole process: the promise is 1 s for 1,000.
 
-Every run has its predictions of 2,000 images, by which the leaderboard finds the networks it cannot tell apart.
+Every run has its predictions of 2,000 images, by which networks are found that cannot be told apart.
 
 python tests/benchmarks/bench_leaderboard.py [RUNS]
 """
