@@ -16,11 +16,13 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+
 from stmbench import answers, catalog, differences, leaderboard, tables
 from stmbench.answers import Answers
 from stmbench.differences import Cost, Difference, Numbers, settings_of
 from stmbench.holm import holm
-from stmbench.significance import Hits, Interval, Test, Verdict, paired, verdict
+from stmbench.significance import Hits, Interval, Pair, Test, Verdict, hierarchical, paired, verdict
 from stmbench.store import RunRecord, Store
 from stmbench.store.records import ArtifactRecord
 
@@ -48,6 +50,7 @@ class Outcome:
     p: float | None = None  # corrected
     level: float | None = None  # the interval covers all but this
     interval: Interval | None = None
+    hierarchical: Interval | None = None  # of several seeds: the bootstrap's own percentiles, at that level
     reason: str = ""
 
     @property
@@ -254,7 +257,11 @@ def _outcomes(sides: Sequence[Side], read: Sequence[Sequence[Answers]]) -> Itera
     for i, side in enumerate(sides[1:], 1):
         if i in tests:
             p, level = corrected[i]
-            yield Outcome(side.name, tests[i], p, level, tests[i].interval(level))
+            drawn = None
+            if not isinstance(tests[i], Pair):
+                reference, contender = (np.array([one.hits for one in seeds]) for seeds in (read[0], read[i]))
+                drawn = hierarchical(reference, contender, level)
+            yield Outcome(side.name, tests[i], p, level, tests[i].interval(level), drawn)
         else:
             both = read[0] and read[i]
             reason = "the test images are not the same" if both else "there are no predictions"
@@ -293,6 +300,7 @@ def _outcome_record(outcome: Outcome) -> dict[str, Any]:
         "low": interval[0],
         "high": interval[1],
         "coverage": outcome.level and 1 - outcome.level,
+        "hierarchical_bootstrap": outcome.hierarchical,
         "p": test and test.p,
         "p_holm": outcome.p,
         "test": test and test.name,

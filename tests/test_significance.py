@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from stmbench.holm import ALPHA, holm
-from stmbench.significance import Hits, Pair, Seeded, mcnemar, paired, verdict
+from stmbench.significance import Hits, Pair, Seeded, hierarchical, mcnemar, paired, verdict
 
 IMAGES = 2000
 
@@ -135,6 +135,16 @@ def test_the_error_is_the_hierarchical_bootstraps_less_what_it_gets_wrong() -> N
     assert isinstance(found, Seeded)
     assert found.error**2 == pytest.approx(drawn - 2 * peculiar, rel=0.05)
     assert peculiar > 0.05 * drawn
+
+
+def test_the_hierarchical_bootstrap_is_the_one_drawn_image_by_image() -> None:
+    rng = np.random.default_rng(2)
+    reference, contender = simulated(rng, (3, 2), (1.4, 1.5), seed=0.05)
+    drawn = bootstrap(rng, reference, contender, inflate=1.0, draws=8_000)
+    found = hierarchical(reference, contender)
+    assert found == pytest.approx(np.quantile(drawn, [0.025, 0.975]).tolist(), abs=0.15)
+    narrow = hierarchical(reference, contender, 0.5)
+    assert found[0] < narrow[0] < narrow[1] < found[1]
 
 
 # How often they err

@@ -16,6 +16,7 @@ from stmbench.cli.options import DEFAULT, Database
 if TYPE_CHECKING:
     from stmbench.compare import Comparison, Outcome
     from stmbench.differences import Cost
+    from stmbench.significance import Interval
 
 _UNLIMITED = 10_000  # characters in a line
 _STYLES = {"better": "green", "worse": "red", "inconclusive": "yellow"}
@@ -164,13 +165,12 @@ def _outcome(outcome: "Outcome") -> tuple[str, str, str, str]:
     assert outcome.p is not None
     assert outcome.verdict
     verdict = f"[{_STYLES[outcome.verdict]}]{outcome.verdict}[/]"
-    return f"{outcome.test.value:+.2f}", _ends(outcome), _p(outcome.p), verdict
+    return f"{outcome.test.value:+.2f}", _ends(outcome.interval), _p(outcome.p), verdict
 
 
-def _ends(outcome: "Outcome") -> str:
-    assert outcome.interval
-    low, high = outcome.interval
-    return f"{low:+.2f} to {high:+.2f}"
+def _ends(interval: "Interval | None") -> str:
+    assert interval
+    return f"{interval[0]:+.2f} to {interval[1]:+.2f}"
 
 
 def _p(p: float) -> str:
@@ -192,7 +192,13 @@ def _notes(found: "Comparison") -> list[str]:
         )
         lines[-1] += " networks apart, not what they are made of"
     if any(one.test and not isinstance(one.test, Pair) for one in found.outcomes):
-        lines.append("means over seeds; the interval is for other seeds and other test images")
+        lines.append("means over seeds; the interval (Student's) is for other seeds and other test images")
+        lines += [
+            f"hierarchical bootstrap of {one.contender}, seeds then images: {_ends(one.hierarchical)}; "
+            "too narrow for few seeds, so it does not decide"
+            for one in found.outcomes
+            if one.hierarchical
+        ]
         lone = [side.name for side in found.sides if len(side.runs) == 1]
         lines += [f"{', '.join(lone)}: one seed, taken to vary as much as the other side's"] * bool(lone)
     if len(found.outcomes) > 1:
@@ -207,7 +213,7 @@ def _verdict(outcome: "Outcome", reference: str) -> str:
     word = f"[{_STYLES[outcome.verdict]}]{outcome.verdict}[/]"
     assert outcome.level
     coverage = f"{100 * (1 - outcome.level):.4g} %"
-    numbers = f"{outcome.test.value:+.2f} points, {coverage} interval {_ends(outcome)}"
+    numbers = f"{outcome.test.value:+.2f} points, {coverage} interval {_ends(outcome.interval)}"
     if outcome.verdict == "inconclusive":
         return f"{word}: {name} and {reference} are not told apart, {numbers}."
     return f"{word}: {name} than {reference}, {numbers}."
