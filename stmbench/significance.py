@@ -4,7 +4,7 @@ One network on either side: McNemar's exact test (1947) on the images that only 
 the percentile interval of a paired bootstrap (Efron 1979) of the difference.
 
 Several seeds: the difference of their means, under a hierarchical bootstrap (Davison & Hinkley 1997) that
-draws seeds, then images, the same for all. Its own percentiles are too narrow for a handful of seeds. Of
+draws seeds, then images, the same for all. Its own percentiles cover too little where seeds vary much. Of
 its variance, which is known without drawing as a sum of parts, it gets two wrong: it has (n - 1)/n of what
 n seeds vary, and counts three times what is peculiar to one seed on one image (Owen 2007, "The pigeonhole
 bootstrap", arXiv:0712.1111). So the interval that decides has each part once, unbiased, and is Student's

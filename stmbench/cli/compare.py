@@ -195,7 +195,7 @@ def _notes(found: "Comparison") -> list[str]:
         lines.append("means over seeds; the interval (Student's) is for other seeds and other test images")
         lines += [
             f"hierarchical bootstrap of {one.contender}, seeds then images: {_ends(one.hierarchical)}; "
-            "too narrow for few seeds, so it does not decide"
+            "it covers too little where seeds vary much, and does not decide"
             for one in found.outcomes
             if one.hierarchical
         ]
