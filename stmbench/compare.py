@@ -81,13 +81,12 @@ def compare(
 ) -> Comparison:
     """Compare runs or networks with the first of them.
 
-    A name is a run's id, enough of its beginning, or a network: ``halo``, ``halo-micro``, ``halo
-    (plain)``; several with commas between are one side. The filters are for networks.
+    A name is a run's id, enough of its beginning, or a network (``halo``, ``halo-micro``, ``halo (plain)``);
+    several with commas between are one side. The filters are for networks.
 
     Raises:
-        ValueError: fewer than two sides, an unknown or ambiguous name, a run on both sides; and, without
-        `force`,
-            sides that were not trained and tested alike, or predictions that are gone.
+        ValueError: fewer than two sides, an unknown or ambiguous name, a run on two sides; without `force`
+            also sides that were not trained and tested alike, and predictions that are gone.
     """
     if len(names) < 2:
         raise ValueError("compare takes two runs or networks, or more: the reference first.")

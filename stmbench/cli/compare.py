@@ -193,12 +193,10 @@ def _notes(found: "Comparison") -> list[str]:
         lines[-1] += " networks apart, not what they are made of"
     if any(one.test and not isinstance(one.test, Pair) for one in found.outcomes):
         lines.append("means over seeds; the interval (Student's) is for other seeds and other test images")
-        lines += [
-            f"hierarchical bootstrap of {one.contender}, seeds then images: {_ends(one.hierarchical)}; "
-            "it covers too little where seeds vary much, and does not decide"
-            for one in found.outcomes
-            if one.hierarchical
-        ]
+        drawn = [(one.contender, one.hierarchical) for one in found.outcomes if one.hierarchical]
+        intervals = ", ".join(f"{name} {_ends(interval)}" for name, interval in drawn)
+        lines.append(f"hierarchical bootstrap of seeds, then images: {intervals}; it covers too little where")
+        lines[-1] += " seeds vary much, and does not decide"
         lone = [side.name for side in found.sides if len(side.runs) == 1]
         lines += [f"{', '.join(lone)}: one seed, taken to vary as much as the other side's"] * bool(lone)
     if len(found.outcomes) > 1:
