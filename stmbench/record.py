@@ -106,3 +106,8 @@ Event = Measurement | Artifact | Progress | Note
 def condition(**parts: object) -> str:
     """A canonical text of what a number was measured under: ``batch=1,device=cpu``, keys sorted."""
     return ",".join(f"{key}={value}" for key, value in sorted(parts.items()))
+
+
+def parts_of(text: str) -> dict[str, str]:
+    """The parts of such a text, the way back: ``{"batch": "1", "device": "cpu"}``."""
+    return dict(part.split("=", 1) for part in text.split(",") if "=" in part)

@@ -61,9 +61,8 @@ class Ties:
         seeds = [seed for run in network.runs if (seed := self._answers(run))]
         if len(seeds) < len(network.runs) or not all(seed.same_images(seeds[0]) for seed in seeds):
             return None
-        from stmbench.significance import (
-            Hits,
-        )  # imports numpy, which a table without predictions does not need
+        # It imports numpy, which a table without predictions does not need.
+        from stmbench.significance import Hits
 
         return _Known(seeds[0], Hits.of([seed.hits for seed in seeds]))
 

@@ -10,6 +10,8 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from stmbench.cli.layout import unfolded
+
 if TYPE_CHECKING:
     from stmbench.bench import Contender, Options, Result, Row
 
@@ -138,9 +140,7 @@ def _follow(contenders: "list[Contender]", pairs: int) -> "Result":
 
 
 def _show(result: "Result") -> None:
-    console = Console()
-    if not console.is_terminal:
-        console = Console(width=10_000)
+    console = unfolded(Console())
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
     table.add_column("contender", overflow="fold")
     backends = any(row.backend not in ("", "plain") for row in result.rows)

@@ -11,6 +11,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from stmbench.cli.layout import unfolded
 from stmbench.cli.options import DEFAULT, Database
 
 if TYPE_CHECKING:
@@ -18,7 +19,6 @@ if TYPE_CHECKING:
     from stmbench.differences import Cost
     from stmbench.significance import Interval
 
-_UNLIMITED = 10_000  # characters in a line
 _STYLES = {"better": "green", "worse": "red", "inconclusive": "yellow"}
 
 
@@ -56,9 +56,7 @@ def compare(
 
 
 def _show(found: "Comparison") -> None:
-    console = Console()
-    if not console.is_terminal:
-        console = Console(width=_UNLIMITED)
+    console = unfolded(Console())
     console.print("[bold]What differs[/]")
     console.print(_differences(found))
     console.print("[dim]Nothing else differs.[/]", highlight=False)

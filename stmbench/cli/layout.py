@@ -15,11 +15,14 @@ BARS = "▁▂▃▄▅▆▇█"
 _STATE_STYLES = {"done": "green", "running": "cyan", "failed": "red", "interrupted": "yellow"}
 
 
+def unfolded(console: Console) -> Console:
+    """The console, or where it is no terminal one that folds no line."""
+    return console if console.is_terminal else Console(file=console.file, width=UNLIMITED)
+
+
 def print_parts(*parts: RenderableType | None, console: Console | None = None) -> None:
     """Print the parts with a line between; fold nothing where no terminal sets the width."""
-    console = console or Console()
-    if not console.is_terminal:
-        console = Console(file=console.file, width=UNLIMITED)
+    console = unfolded(console or Console())
     for i, part in enumerate(part for part in parts if part is not None):
         if i:
             console.print()

@@ -16,7 +16,7 @@ from rich.measure import Measurement as Width
 from rich.table import Table
 
 from stmbench.cli.layout import DASH, UNLIMITED, sparkline, table, value
-from stmbench.record import Measurement
+from stmbench.record import Measurement, parts_of
 
 # Parts of a condition, and what becomes of the numbers that have one; of several the first here decides.
 _BARS = ("strength", "severity", "shift")
@@ -56,8 +56,7 @@ def folded(measurements: Iterable[Measurement]) -> list[Number]:
             continue
         ends = [found.get((stage, f"{name}.{end}", at, step)) for end in ("low", "high")]
         low, high = (end.value if end else None for end in ends)
-        parts = dict(part.split("=", 1) for part in m.condition.split(",") if "=" in part)
-        numbers.append(Number(m, parts, low, high))
+        numbers.append(Number(m, parts_of(m.condition), low, high))
     return numbers
 
 

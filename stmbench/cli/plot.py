@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 
 import typer
 
-from stmbench.cli.options import DEFAULT, Database
+from stmbench.cli.options import DEFAULT, Database, DataSets, Devices, Mixers, Recipes, Scales
 
 if TYPE_CHECKING:
     from stmbench.measure.roofline import Ceilings, Point
@@ -18,11 +18,6 @@ if TYPE_CHECKING:
 app = typer.Typer(no_args_is_help=True, help="Draw pictures of what the finished runs measured.")
 _NUMBERS = ("intensity", "matmul_share", "ceiling.matmul", "ceiling.copy")
 
-Mixers = Annotated[str | None, typer.Option(help="Only this mixer, or several: halo,swin.")]
-Scales = Annotated[str | None, typer.Option(help="Only this scale, or several.")]
-Recipes = Annotated[str | None, typer.Option(help="Only runs of this recipe, or several.")]
-DataSets = Annotated[str | None, typer.Option(help="Only runs on this data set, or several.")]
-Devices = Annotated[str | None, typer.Option(help="Only runs on cpu, cuda or mps.")]
 Output = Annotated[Path, typer.Option("--output", "-o", help="The picture: a .png, .svg or .pdf file.")]
 
 

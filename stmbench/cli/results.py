@@ -12,7 +12,7 @@ from rich.measure import Measurement as Width
 from rich.table import Table
 
 from stmbench.cli import layout
-from stmbench.cli.options import DEFAULT, Database
+from stmbench.cli.options import DEFAULT, Database, DataSets, Devices, Mixers, Recipes, Scales
 
 if TYPE_CHECKING:
     from stmbench import leaderboard as board
@@ -37,11 +37,11 @@ class State(StrEnum):
 
 
 def leaderboard(
-    mixer: Annotated[str | None, typer.Option(help="Only this mixer, or several: halo,swin.")] = None,
-    scale: Annotated[str | None, typer.Option(help="Only this scale, or several.")] = None,
-    recipe: Annotated[str | None, typer.Option(help="Only runs of this recipe, or several.")] = None,
-    data: Annotated[str | None, typer.Option(help="Only runs on this data set, or several.")] = None,
-    device: Annotated[str | None, typer.Option(help="Only runs on cpu, cuda or mps.")] = None,
+    mixer: Mixers = None,
+    scale: Scales = None,
+    recipe: Recipes = None,
+    data: DataSets = None,
+    device: Devices = None,
     sort: Annotated[str, typer.Option(help="Column to rank by: top1, latency, macs, …")] = "top1",
     limit: Annotated[int | None, typer.Option(min=1, help="At most so many rows of each table.")] = None,
     format_: Annotated[Format, typer.Option("--format", help="How to print it.")] = Format.TABLE,

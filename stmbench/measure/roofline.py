@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from stmbench.record import Measurement
+from stmbench.record import Measurement, parts_of
 from stmbench.style import Box, around, check, extent, label
 
 _STYLES: Mapping[str, tuple[str, Any]] = {
@@ -37,7 +37,7 @@ class Point:
 
     @property
     def parts(self) -> dict[str, str]:
-        return _parts(self.condition)
+        return parts_of(self.condition)
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,7 +56,7 @@ def read(network: str, measurements: Sequence[Measurement]) -> tuple[list[Point]
     found = {(m.name, m.condition): m.value for m in measurements if m.stage == "profile" and m.value > 0}
     copies = [value for (name, _), value in found.items() if name == "ceiling.copy"]
     matmul = {
-        _parts(at)["precision"]: value for (name, at), value in found.items() if name == "ceiling.matmul"
+        parts_of(at)["precision"]: value for (name, at), value in found.items() if name == "ceiling.matmul"
     }
     if not copies or not matmul:
         return [], None
@@ -64,7 +64,7 @@ def read(network: str, measurements: Sequence[Measurement]) -> tuple[list[Point]
     for (name, at), intensity in found.items():
         if name == "intensity" and ("matmul_share", at) in found:
             share = found["matmul_share", at] / 100
-            points.append(Point(network, at, intensity, share * matmul[_parts(at)["precision"]]))
+            points.append(Point(network, at, intensity, share * matmul[parts_of(at)["precision"]]))
     return points, Ceilings(max(copies), matmul)
 
 
@@ -115,10 +115,6 @@ def _labels(points: Sequence[Point]) -> tuple[list[str], str]:
         batch = [f"batch {own.pop('batch')}"] if "batch" in own else []
         labels.append(", ".join([point.network, *batch, *own.values()]))
     return labels, ", ".join(f"{key} {value}" for key, value in common)
-
-
-def _parts(condition: str) -> dict[str, str]:
-    return dict(part.split("=", 1) for part in condition.split(",") if part)
 
 
 def _frame(axes: Any, points: Sequence[Point], ceilings: Ceilings) -> None:

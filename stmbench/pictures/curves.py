@@ -13,8 +13,8 @@ from typing import Any
 import numpy as np
 
 from stmbench import style
-from stmbench.pictures.networks import Group, groups, origin, parts
-from stmbench.record import Measurement, condition
+from stmbench.pictures.networks import Group, groups, origin
+from stmbench.record import Measurement, condition, parts_of
 from stmbench.store import RunRecord, Store
 
 _PANELS = {
@@ -60,7 +60,7 @@ def caption(group: Group[History]) -> str:
     several = any(len(network.seeds) > 1 for network in group.networks)
     images = {h.images for network in group.networks for h in network.seeds.values() if h.images is not None}
     sentences = [
-        f"Training curves; validation with {parts(group.shared.condition)['weights']} weights.",
+        f"Training curves; validation with {parts_of(group.shared.condition)['weights']} weights.",
         "Thin: one seed; thick: the mean of the seeds." if several else "",
         origin(group, images),
     ]

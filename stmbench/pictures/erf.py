@@ -16,8 +16,8 @@ from typing import Any
 import numpy as np
 
 from stmbench import style
-from stmbench.pictures.networks import Group, groups, origin, parts
-from stmbench.record import Measurement
+from stmbench.pictures.networks import Group, groups, origin
+from stmbench.record import Measurement, parts_of
 from stmbench.store import ArtifactRecord, RunRecord, Store
 
 RANDOM = "random"  # the kind of weights of the control
@@ -60,7 +60,7 @@ def read(
         files = {
             at["weights"]: file
             for file in store.artifacts(run.id)
-            if file.kind == "erf" and (at := parts(file.condition))["size"] == wanted
+            if file.kind == "erf" and (at := parts_of(file.condition))["size"] == wanted
         }
         kind = weights or next((kind for kind in files if kind != RANDOM), "")
         if kind in files:
@@ -81,8 +81,8 @@ def _field(run: RunRecord, artifact: ArtifactRecord, numbers: Sequence[Measureme
         ) from None
     sides, images = {}, 0.0
     for m in numbers:
-        at = parts(m.condition)
-        if parts(artifact.condition).items() <= at.items():
+        at = parts_of(m.condition)
+        if parts_of(artifact.condition).items() <= at.items():
             if m.name == "images":
                 images = m.value
             else:
@@ -98,7 +98,7 @@ def mean(fields: Sequence[Field]) -> Field:
 
 
 def caption(group: Group[Fields]) -> str:
-    at = parts(group.shared.condition)
+    at = parts_of(group.shared.condition)
     fields = [
         field for network in group.networks for each in network.seeds.values() for field in each.values()
     ]

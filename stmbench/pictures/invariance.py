@@ -14,8 +14,8 @@ from typing import Any
 import numpy as np
 
 from stmbench import catalog, style
-from stmbench.pictures.networks import Group, Network, groups, origin, parts
-from stmbench.record import Measurement, condition
+from stmbench.pictures.networks import Group, Network, groups, origin
+from stmbench.record import Measurement, condition, parts_of
 from stmbench.store import RunRecord, Store
 
 PROTOCOLS = ("invariance/1", "invariance/published")
@@ -71,7 +71,9 @@ def read(
     numbers = store.headline(("invariance",), (*names, "images"))
     found = []
     for run in runs:
-        own = [(m, at) for m in numbers.get(run.id, ()) if (at := parts(m.condition))["protocol"] == protocol]
+        own = [
+            (m, at) for m in numbers.get(run.id, ()) if (at := parts_of(m.condition))["protocol"] == protocol
+        ]
         curves = _curves([each for each in own if each[0].name in names])
         if curves:
             shared = {key: own[0][1][key] for key in ("precision", "protocol", "size", "weights")}
@@ -106,7 +108,7 @@ def mean(curves: Sequence[Curve]) -> np.ndarray:
 
 
 def caption(group: Group[Sweep]) -> str:
-    at, sweeps = parts(group.shared.condition), list(_sweeps(group))
+    at, sweeps = parts_of(group.shared.condition), list(_sweeps(group))
     what = {
         "consistency": "share of images whose prediction is the one to the plain crop",
         "cross_entropy": "soft cross-entropy to the prediction of the plain crop",

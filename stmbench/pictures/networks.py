@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Generic, NamedTuple, TypeVar
 
-from stmbench import catalog
+from stmbench import catalog, leaderboard
 from stmbench.leaderboard import Row
 from stmbench.store import RunRecord
 
@@ -38,11 +38,6 @@ class Group(Generic[T]):
     shared: Shared
     scale: str  # of all; "" where they differ and their names say it
     networks: Sequence[Network[T]]
-
-
-def parts(condition: str) -> dict[str, str]:
-    """``batch=1,size=28`` as a dict."""
-    return dict(part.split("=", 1) for part in condition.split(",") if part)
 
 
 def groups(found: Iterable[tuple[RunRecord, str, T]]) -> list[Group[T]]:
@@ -103,16 +98,26 @@ def place(network: RunRecord | Row) -> tuple[int, int]:
 
 
 def origin(group: Group[T], images: Collection[float]) -> str:
-    """What the numbers are of: data, recipe, scale, how many images, and seeds."""
-    shared = group.shared
-    facts = [
+    """What the numbers of a group are of."""
+    found = {network.name: list(network.seeds) for network in group.networks}
+    return facts(group.shared, group.scale, images, found)
+
+
+def facts(
+    shared: Shared | leaderboard.Group,
+    scale: str,
+    images: Collection[float],
+    found: Mapping[str, Sequence[int]],
+) -> str:
+    """Data, recipe, scale, how many images, and the seeds that were found by network."""
+    said = [
         f"Data {shared.data} ({shared.data_fingerprint[:12]})",
         f"recipe {shared.recipe} ({shared.recipe_digest})",
-        f"scale {group.scale}" if group.scale else "",
+        f"scale {scale}" if scale else "",
         f"n = {counts(images)} images" if images else "",
-        seeds({network.name: list(network.seeds) for network in group.networks}),
+        seeds(found),
     ]
-    return ", ".join(filter(None, facts)) + "."
+    return ", ".join(filter(None, said)) + "."
 
 
 def counts(numbers: Collection[float]) -> str:

@@ -15,8 +15,8 @@ import numpy as np
 
 from stmbench import catalog, style
 from stmbench.leaderboard import Group, Row
-from stmbench.pictures.networks import counts, family, named, parts, place, seeds
-from stmbench.record import Measurement
+from stmbench.pictures.networks import facts, family, named, place
+from stmbench.record import Measurement, parts_of
 from stmbench.store import Store
 
 COSTS = {"macs": "MACs", "parameters": "parameters", "latency": "latency", "memory": "memory"}
@@ -89,7 +89,9 @@ def _costs(row: Row, group: Group, resident: Mapping[str, Sequence[Measurement]]
     """Every cost that is known; memory is what the network's passes added, where its latency was taken."""
     memory = []
     for run in row.runs:
-        found = {m.name: m.value for m in resident.get(run, ()) if _at(m) == parts(group.latency_condition)}
+        found = {
+            m.name: m.value for m in resident.get(run, ()) if _at(m) == parts_of(group.latency_condition)
+        }
         if len(found) == 2:
             memory.append(found["peak_memory"] - found["base_memory"])
     costs = {
@@ -102,7 +104,7 @@ def _costs(row: Row, group: Group, resident: Mapping[str, Sequence[Measurement]]
 
 
 def _at(m: Measurement) -> dict[str, str]:
-    return {key: value for key, value in parts(m.condition).items() if key != "backend"}
+    return {key: value for key, value in parts_of(m.condition).items() if key != "backend"}
 
 
 def front(points: Sequence[tuple[float, float]]) -> list[int]:
@@ -120,20 +122,13 @@ def caption(board: Board) -> str:
     timed = bool(_UNITS.keys() & board.costs)
     images = [point.row.images for point in board.points if point.row.images]
     disturbed = [point.name for point in board.points if point.row.disturbed]
-    facts = [
-        f"Data {group.data} ({group.data_fingerprint[:12]})",
-        f"recipe {group.recipe} ({group.recipe_digest})",
-        f"scale {board.scale}" if board.scale else "",
-        f"n = {counts(images)} images" if images else "",
-        seeds({point.name: point.seeds for point in board.points}),
-    ]
-    timing = {key: value for key, value in parts(group.latency_condition).items() if key != "device"}
+    timing = {key: value for key, value in parts_of(group.latency_condition).items() if key != "device"}
     where = ", ".join(f"{key} {value}" for key, value in timing.items())
     sentences = [
         "Top-1 (mean over seeds; bars: 95 % interval over test images) against cost.",
         "Grey line and filled marks: the Pareto front.",
         "" if board.labelled or board.scale else f"Marks grow with scale: {', '.join(board.scales)}.",
-        ", ".join(filter(None, facts)) + ".",
+        facts(group, board.scale, images, {point.name: point.seeds for point in board.points}),
         f"Times and memory: {group.hardware} [{group.device}]; {where}." if timed else "",
         f"Timed on a disturbed machine: {', '.join(disturbed)}." if timed and disturbed else "",
     ]

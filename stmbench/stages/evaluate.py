@@ -58,11 +58,7 @@ def run(job: Job) -> Iterator[Event]:
         path = job.folder / f"predictions_{kind}.npz"
         save(path, predictions, info.num_classes)
         yield Artifact("eval", "predictions", path, at)
-        if skipped := int((~predictions.readable).sum()):
-            yield Note(
-                "eval",
-                f"Images that could not be read and were left out: {skipped} of {len(predictions.labels)}.",
-            )
+        yield from left_out("eval", int((~predictions.readable).sum()), len(predictions.labels))
 
 
 def predict(
@@ -83,6 +79,13 @@ def predict(
     loader.dataset.check_skipped()
     labels, top5, losses = (torch.cat(part).cpu().numpy() for part in zip(*batches, strict=True))
     return Predictions(labels, top5, np.where(labels == UNREADABLE, np.nan, losses))
+
+
+def left_out(stage: str, skipped: int, total: int, of: str = "") -> Iterator[Note]:
+    """Say how many images, of what, could not be decoded, if there are some."""
+    if skipped:
+        images = f"Images of {of} that" if of else "Images that"
+        yield Note(stage, f"{images} could not be read and were left out: {skipped} of {total}.")
 
 
 def save(path: Path, predictions: Predictions, num_classes: int) -> None:

@@ -22,10 +22,10 @@ import stmbench.data
 from stmbench.data import Canvases, DataInfo, Part, PublishedImages, canvas_loader
 from stmbench.measure import equivariance, transforms
 from stmbench.measure.ceilings import waiter
-from stmbench.measure.sweep import PLAIN, Answers, Variant, numbers
+from stmbench.measure.sweep import PLAIN, Answers, Estimate, Variant, numbers
 from stmbench.record import Artifact, Event, Job, Measurement, Note, Progress, condition
 from stmbench.stages import network
-from stmbench.stages.evaluate import UNREADABLE
+from stmbench.stages.evaluate import UNREADABLE, left_out
 
 STAGE = "invariance"
 ONE, PUBLISHED, FEATURES = "invariance/1", "invariance/published", "equivariance/1"
@@ -81,9 +81,7 @@ def _sweep(job: Job, info: DataInfo, kind: str, model: nn.Module, sweep: _Sweep)
     under = partial(_under, job, kind, sweep.protocol)
     for name, transform, strength, unit, estimate, reason in numbers(answers, sweep.references):
         where = {"transform": transform} | ({} if strength is None else {"strength": f"{strength:g}"})
-        for suffix, value in zip(("", ".low", ".high"), estimate, strict=True):
-            if value is not None:
-                yield Measurement(STAGE, name + suffix, value, unit, under(**where), reason=reason)
+        yield from _estimated(name, estimate, unit, under(**where), reason)
     skipped = len(sweep.images) - len(answers.labels)
     yield Measurement(STAGE, "images", len(answers.labels), "images", under())
     yield Measurement(STAGE, "skipped", skipped, "images", under())
@@ -93,10 +91,7 @@ def _sweep(job: Job, info: DataInfo, kind: str, model: nn.Module, sweep: _Sweep)
     path = job.folder / f"{short}_{kind}.npz"
     answers.save(path, info.num_classes)
     yield Artifact(STAGE, "invariance", path, under())
-    if skipped:
-        yield Note(
-            STAGE, f"Images that could not be read and were left out: {skipped} of {len(sweep.images)}."
-        )
+    yield from left_out(STAGE, skipped, len(sweep.images))
 
 
 def _answers(
@@ -172,11 +167,15 @@ def _equivariance(job: Job, kind: str, model: nn.Module, part: Part) -> Iterator
     readable = torch.cat(labels).numpy() != UNREADABLE
     under = partial(_under, job, kind, FEATURES)
     for level, cells, estimate, reason in comparison.results(readable):
-        at = under(level=level, shift=f"{cells:g}")
-        for suffix, value in zip(("", ".low", ".high"), estimate, strict=True):
-            if value is not None:
-                yield Measurement(STAGE, f"equivariance{suffix}", value, "", at, reason=reason)
+        yield from _estimated("equivariance", estimate, "", under(level=level, shift=f"{cells:g}"), reason)
     yield Measurement(STAGE, "images", int(readable.sum()), "images", under())
+
+
+def _estimated(name: str, estimate: Estimate, unit: str, at: str, reason: str) -> Iterator[Measurement]:
+    """A number, and the ends of its interval where it has one."""
+    for suffix, value in zip(("", ".low", ".high"), estimate, strict=True):
+        if value is not None:
+            yield Measurement(STAGE, name + suffix, value, unit, at, reason=reason)
 
 
 class _Clock:

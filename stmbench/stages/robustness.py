@@ -94,9 +94,7 @@ def _look(
     low, high = wilson(numbers["top1"][0], numbers["images"][0])
     yield Measurement(STAGE, "top1.low", low, "%", at)
     yield Measurement(STAGE, "top1.high", high, "%", at)
-    if skipped := numbers["skipped"][0]:
-        total = len(predictions.labels)
-        yield Note(STAGE, f"Images of {name} that could not be read and were left out: {skipped} of {total}.")
+    yield from evaluate.left_out(STAGE, int(numbers["skipped"][0]), len(predictions.labels), name)
     return predictions
 
 
