@@ -6,6 +6,7 @@ Of plain and EMA weights it is the headline's, EMA wherever there are some, as i
 import hashlib
 import io
 import zipfile
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -32,10 +33,14 @@ class Answers:
 
 def files(store: Store) -> dict[str, ArtifactRecord]:
     """The file with the predictions of every run that was evaluated, by its id; one query."""
-    return {
-        run_id: min(kinds, key=lambda file: file.condition != "weights=ema")
-        for run_id, kinds in store.files("eval", "predictions").items()
-    }
+    found = store.files("eval", "predictions")
+    return {run_id: file for run_id, several in found.items() if (file := headline(several))}
+
+
+def headline(files: Sequence[ArtifactRecord]) -> ArtifactRecord | None:
+    """Of a run's files the one with its answers; None if it was not evaluated."""
+    kinds = {file.condition: file for file in files if (file.stage, file.kind) == ("eval", "predictions")}
+    return kinds.get("weights=ema") or next(iter(kinds.values()), None)
 
 
 def read(run: RunRecord, file: ArtifactRecord | None) -> Answers:

@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 
-from stmbench import answers, catalog, differences, leaderboard, tables
+from stmbench import answers, catalog, differences, selection, tables
 from stmbench.answers import Answers
 from stmbench.differences import Cost, Difference, Numbers, settings_of
 from stmbench.holm import holm
@@ -77,6 +77,7 @@ def compare(
     scale: str | None = None,
     recipe_name: str | None = None,
     data: str | None = None,
+    where: str | None = None,
     force: bool = False,
 ) -> Comparison:
     """Compare runs or networks with the first of them.
@@ -90,7 +91,7 @@ def compare(
     """
     if len(names) < 2:
         raise ValueError("compare takes two runs or networks, or more: the reference first.")
-    finished = leaderboard.finished(store, scale=scale, recipe_name=recipe_name, data=data)
+    finished = selection.finished(store, scale=scale, recipe_name=recipe_name, data=data, where=where)
     files = answers.files(store)
     sides = [_side(store, name, finished, files) for name in names]
     _check_distinct(sides)
@@ -143,9 +144,9 @@ def _side(store: Store, text: str, finished: Sequence[RunRecord], files: Files) 
 
 def _run(store: Store, name: str) -> RunRecord:
     """The run with this id, or beginning of it: a name that none of the networks has."""
-    networks = {name for run in leaderboard.finished(store) for name in _names(run)}
+    networks = {name for run in selection.finished(store) for name in _names(run)}
     if name in networks:
-        raise ValueError(f"No finished run of {name} is of that --scale, --recipe and --data.")
+        raise ValueError(f"No finished run of {name} passes --scale, --recipe, --data and --where.")
     if networks and not any(run.id.startswith(name) for run in store.runs()):
         catalog.known("run or network", name, sorted(networks))
     return store.run(name)

@@ -8,8 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from stmbench import recipe
-from stmbench.leaderboard import without
-from stmbench.record import Measurement
+from stmbench.record import Measurement, without
 from stmbench.store import RunRecord
 
 TOPICS = ("configuration", "data", "seeds", "environment", "architecture")

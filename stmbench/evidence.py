@@ -1,7 +1,10 @@
 """What a run is made with: command, code, machine and libraries, gathered once when it starts."""
 
+import functools
 import hashlib
 import importlib.metadata
+import importlib.util
+import json
 import os
 import platform
 import subprocess
@@ -10,11 +13,15 @@ from pathlib import Path
 
 import torch
 
+from stmbench import catalog
+from stmbench.nn.timm_models import is_timm
 from stmbench.plan import Request
 from stmbench.stages.network import precision
 from stmbench.store import NewRun
 
 _PACKAGES = ("stmbench", "torch", "torchvision", "timm", "numpy")
+# Of ours, what decides a number; how it is stored or shown does not.
+_SOURCES = ("data", "measure", "mixers", "nn", "stages", "catalog.py", "recipe.py", "record.py")
 
 
 def gather(asked: Request, mixer: str) -> NewRun:
@@ -33,7 +40,7 @@ def gather(asked: Request, mixer: str) -> NewRun:
         data_name=asked.info.name,
         data_fingerprint=asked.info.fingerprint,
         weights=asked.weights or "",
-        weights_sha256=sha256(asked.weights) if asked.weights else "",
+        weights_sha256=_sha256_of(asked.weights),
         preprocessing=asked.preprocessing,
         backend=asked.backend,
         device=torch.device(asked.device).type,
@@ -43,8 +50,50 @@ def gather(asked: Request, mixer: str) -> NewRun:
         argv=sys.argv,
         git_commit=commit,
         git_dirty=dirty,
-        versions=versions(),
+        versions=versions() | {"sources": sources(mixer)},
+        fingerprint=fingerprint(asked, mixer),
     )
+
+
+def fingerprint(asked: Request, mixer: str) -> str:
+    """A digest of all that decides the result of a run: two with the same one answer the same question.
+
+    The network and the weights it starts from, every value of the recipe, the data, the seed, the precision,
+    the kind of device and the sources. Not which stages are run, nor the machine, nor the versions of
+    libraries: those are evidence.
+    """
+    values = asked.recipe.values()
+    del values["stages"], values["data"]["source"]
+    decides = {
+        "network": [mixer, asked.scale_of(mixer), asked.backend],
+        "weights": _sha256_of(asked.weights),
+        "preprocessing": dict(asked.preprocessing),
+        "recipe": values,
+        "data": asked.info.fingerprint,
+        "seed": asked.seed,
+        "precision": precision(asked.recipe, asked.device),
+        "device": torch.device(asked.device).type,
+        "sources": sources(mixer),
+    }
+    return hashlib.sha256(json.dumps(decides, sort_keys=True).encode()).hexdigest()
+
+
+@functools.cache
+def sources(mixer: str) -> str:
+    """Twelve hexadecimal digits of the SHA-256 of the code that trains and measures, a plug-in's own too."""
+    package = Path(__file__).parent
+    paths = [path for name in _SOURCES for path in _python(package / name)]
+    if not is_timm(mixer):
+        found = importlib.util.find_spec(catalog.mixer(mixer).target.partition(":")[0])
+        paths += [Path(found.origin)] if found and found.origin else []
+    digest = hashlib.sha256()
+    for path in paths:
+        digest.update(hashlib.sha256(path.read_bytes()).digest())
+    return digest.hexdigest()[:12]
+
+
+def _python(path: Path) -> list[Path]:
+    return [path] if path.is_file() else sorted(path.rglob("*.py"))
 
 
 def hardware(device: str) -> str:
@@ -80,6 +129,10 @@ def sha256(path: str) -> str:
         raise ValueError(f"{path} is gone.")
     with Path(path).open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _sha256_of(weights: str | None) -> str:
+    return sha256(weights) if weights else ""
 
 
 def git() -> tuple[str, bool]:

@@ -10,90 +10,41 @@ Mixers are compared each by its fastest backend: whichever that was keeps no tim
 were made to use another says so.
 
 A row is one network: mixer, scale, starting weights and forced backend. Its seeds are averaged; of several
-runs with the same seed the newest that has a number gives it. Top-1 is that of the EMA weights wherever a run
-keeps them: the recipe decides it, never the result. Its interval is Wilson's (1927) for a share of the test
-images, at 95 %: it says what another draw of test images could have given. Seeds share their test images,
-so more seeds do not narrow it; their own spread is the standard deviation beside the mean.
+runs with the same seed the newest that has a number gives it. What is read of a run is its `store.summary`.
+The interval of top-1 is Wilson's (1927) for a share of the test images, at 95 %: it says what another draw of
+test images could have given. Seeds share their test images, so more seeds do not narrow it; their own spread
+is the standard deviation beside the mean.
 
 Rows share a rank where they cannot be told apart: by top-1 as `stmbench.ties` tests it, by any other column
 where the values are equal.
 """
 
 import dataclasses
-import json
-import math
+import gc
 import statistics
-from collections import defaultdict
-from collections.abc import Collection, Iterator, Sequence
+from collections import Counter, defaultdict
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
-from stmbench import catalog, recipe
+from stmbench import published as paper
+from stmbench import selection
+from stmbench import where as filters
+from stmbench.columns import Column, Finder, averaged
+from stmbench.front import front
 from stmbench.measure.shares import wilson
-from stmbench.record import Measurement
+from stmbench.rows import COLUMNS, NAMES, SHARED, Group, Row
 from stmbench.store import RunRecord, Store
-from stmbench.ties import Scored, Ties
+from stmbench.store.records import Summary
+from stmbench.store.summary import NUMBERS
+from stmbench.ties import MOST_READ, Scored, Ties
 
-if TYPE_CHECKING:
-    import pandas as pd
-
-_NUMBERS = {
-    ("build", "parameters"): "parameters",
-    ("build", "macs"): "macs",
-    ("profile", "latency"): "latency",
-    ("profile", "best_throughput"): "throughput",
-    ("profile", "disturbed"): "disturbed",
-    ("eval", "top1"): "top1",
-    ("eval", "images"): "images",
-}
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Row:
-    """One network's numbers, means over its seeds; None where there is none."""
-
-    rank: int | None  # by the chosen column, from 1; None without a value there
-    tied: bool = False  # whether others have this rank
-    mixer: str
-    scale: str
-    weights: str  # the checkpoint it started from, if any
-    backend: str  # that its mixers were forced to; "" for the best there is
-    parameters: float | None
-    macs: float | None
-    latency: float | None  # ms
-    throughput: float | None  # images/s, at the best batch
-    disturbed: bool  # some of its times were taken while the machine was disturbed
-    top1: float | None  # per cent
-    top1_low: float | None  # 95 % interval
-    top1_high: float | None
-    top1_sd: float | None  # over seeds; None for one
-    images: float | None  # test images behind top1
-    seeds: int
-    runs: tuple[str, ...]  # ids of the runs the numbers are from
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Group:
-    """Rows that may be compared, best first, and what they have in common."""
-
-    recipe: str
-    recipe_digest: str
-    data: str
-    data_fingerprint: str
-    device: str
-    hardware: str
-    precision: str
-    latency_condition: str
-    throughput_condition: str
-    ranked_by: str = "top1"  # a column
-    rows: tuple[Row, ...]
-
-
-COLUMNS = tuple(field.name for field in dataclasses.fields(Row))
+_TEXTS = ("mixer", "scale", "weights", "backend")
+_NUMBERS = tuple(name for name in COLUMNS if name not in (*_TEXTS, "rank", "tied", "runs", "disturbed"))
 _DESCENDING = {"throughput", "top1", "top1_low", "top1_high", "images", "seeds"}
-# What heads a column on screen, for `sort`
-_HEADER_COLUMNS = {"params": "parameters", "MACs": "macs", "images/s": "throughput", "top-1": "top1"}
-_SORTABLE = tuple(name for name in COLUMNS if name not in ("rank", "tied", "runs", "disturbed"))
+_FIELDS = dict.fromkeys((*SHARED[: SHARED.index("ranked_by")], *_TEXTS), str) | dict.fromkeys(_NUMBERS, float)
+_FIELDS["disturbed"] = bool
 
 
 def rank(
@@ -105,75 +56,43 @@ def rank(
     data: str | None = None,
     device: str | None = None,
     only: Collection[str] | None = None,
+    where: str | None = None,
+    columns: Sequence[str] = (),
+    published: bool = False,
+    pareto: str | None = None,
     sort: str = "top1",
     limit: int | None = None,
 ) -> list[Group]:
     """The groups of finished runs, largest first; at most `limit` rows of each, best first by `sort`.
 
-    A filter is a name, or several with commas between; `only` keeps the runs with these ids.
+    A filter is a name, or several with commas between; `only` keeps the runs with these ids, `where` the rows
+    for which a `stmbench.where` expression of their and their groups' columns, or of measurements, holds.
+    `columns` are of rows, or measurements as `stmbench.columns` names them. `published` puts the paper's
+    results beside. `pareto` keeps the rows on the front of top-1 against a column. A minus before `sort`
+    turns its order round.
 
     Raises:
-        ValueError: an unknown column or filter value; it names the nearest.
+        ValueError: an unknown column, with the nearest, or an ambiguous one, with the choices; an unknown
+            filter value, with the nearest; or `where` cannot be read.
     """
-    sort = catalog.known("column", _HEADER_COLUMNS.get(sort, sort), _SORTABLE)
-    runs = finished(store, mixer=mixer, scale=scale, recipe_name=recipe_name, data=data, device=device)
-    runs = [run for run in runs if only is None or run.id in only]
-    stages, names = ({key[i] for key in _NUMBERS} for i in (0, 1))
-    numbers = store.headline(sorted(stages), sorted(names))
-    entries = [entry for run in reversed(runs) for entry in _entries(run, numbers.get(run.id, ()))]
-    ties = Ties(store)
-    groups = [
-        Group(
-            **protocol._asdict(),
-            latency_condition=conditions.latency,
-            throughput_condition=conditions.throughput,
-            ranked_by=sort,
-            rows=tuple(_ranked(_networks(members), sort, ties)[:limit]),
-        )
-        for (protocol, conditions), members in _comparable(entries).items()
-    ]
+    boards = _boards(store, only, (mixer, scale, recipe_name, data, device))
+    by, cost = (NAMES.get(name, name) for name in (sort.removeprefix("-"), pareto or ""))
+    papers = tuple(column.text for column in paper.COLUMNS) if published else ()
+    condition = None if where is None else filters.parse(where, _FIELDS, NAMES, numbers=True)
+    asked = [name for name in columns if name not in {*COLUMNS, *SHARED, *NAMES, *NAMES.values(), *papers}]
+    asked += [by] * (by not in (*_NUMBERS, *_TEXTS, *papers))
+    asked += [cost] * (cost not in (*_NUMBERS, *papers, ""))
+    asked += sorted(condition.fields - {*_FIELDS, *papers}) if condition else []
+    _measure(store, boards, dict.fromkeys(asked))
+    for board in boards:
+        if published:
+            board.compare_with_the_paper()
+        if condition:
+            board.keep(condition)
+    paired = sum(len(one.evaluated) for board in boards for one in board.networks) <= MOST_READ
+    ties = Ties(store, paired=paired)
+    groups = [board.group(by, sort.startswith("-"), cost, ties, limit) for board in boards if board.networks]
     return sorted(groups, key=lambda group: (-len(group.rows), group.recipe, group.data, group.hardware))
-
-
-def finished(
-    store: Store,
-    *,
-    mixer: str | None = None,
-    scale: str | None = None,
-    recipe_name: str | None = None,
-    data: str | None = None,
-    device: str | None = None,
-) -> list[RunRecord]:
-    """The finished runs that pass the filters of `rank`, newest first.
-
-    Raises:
-        ValueError: an unknown filter value; it names the nearest.
-    """
-    runs = store.runs(state="done")
-    wanted = _filters(runs, mixer, scale, recipe_name, data, device)
-    return [run for run in runs if all(getattr(run, key) in values for key, values in wanted.items())]
-
-
-def frame(store: Store, **options: Any) -> "pd.DataFrame":
-    """`rank` as one table, a line per row, raw numbers, with the columns of the row's group."""
-    import pandas as pd
-
-    return pd.DataFrame(records(rank(store, **options)), columns=list(FIELDS))
-
-
-# Groups and rows
-
-
-class _Protocol(NamedTuple):
-    """What runs must share before any of their numbers are compared."""
-
-    recipe: str
-    recipe_digest: str
-    data: str
-    data_fingerprint: str
-    device: str
-    hardware: str
-    precision: str
 
 
 class _Conditions(NamedTuple):
@@ -183,97 +102,161 @@ class _Conditions(NamedTuple):
     throughput: str
 
 
-class _Entry(NamedTuple):
-    """One run with its numbers, the times among them taken in one way."""
+class _Network(NamedTuple):
+    """A row that is not ranked yet."""
 
-    run: RunRecord
-    values: dict[str, float]
-    conditions: _Conditions | None  # None without times
+    row: Row
+    evaluated: tuple[str, ...]  # the runs that its top-1 is from
+    members: tuple[tuple[str, int], ...]  # all its runs with their seeds, oldest first
 
-    @property
-    def network(self) -> tuple[str, ...]:
-        run = self.run
-        images = json.dumps(run.preprocessing, sort_keys=True)  # weights fed otherwise answer otherwise
-        return (run.mixer, run.scale, run.weights, run.weights_sha256, images, run.backend)
 
-    @property
-    def protocol(self) -> _Protocol:
-        run = self.run
-        return _Protocol(
-            run.recipe_name,
-            run.recipe_digest,
-            run.data_name,
-            run.data_fingerprint,
-            run.device,
-            run.hardware,
-            run.precision,
+@dataclass(slots=True)
+class _Board:
+    """A group that is not ranked yet."""
+
+    run: RunRecord  # one of them
+    conditions: _Conditions
+    networks: list[_Network]
+    columns: tuple[Column, ...] = ()
+    notes: tuple[str, ...] = ()
+
+    def measure(self, finder: Finder) -> None:
+        """Add the columns of measurements to the rows."""
+        runs = [run for network in self.networks for run, _ in network.members]
+        for column, kinds in finder.columns(runs, next(filter(None, self.conditions), "")):
+            self.columns += (column,)
+            values = finder.values(runs, kinds)
+            for network in self.networks:
+                if number := averaged(values, network.members):
+                    network.row.more[column.text] = number
+
+    def compare_with_the_paper(self) -> None:
+        """Add the paper's results to the rows, or say why they cannot be compared."""
+        self.columns += paper.COLUMNS
+        images = [network.row.images for network in self.networks if network.row.images]
+        self.notes += (paper.note(self.run, images),)
+        if paper.comparable(self.run, images):
+            for row in (network.row for network in self.networks):
+                row.more.update(paper.beside(row.mixer, row.scale, row.top1, row.top1_low, row.top1_high))
+
+    def keep(self, condition: filters.Expression) -> None:
+        """Drop the rows for which it does not hold."""
+        shared = _shared(self.run, self.conditions)
+        self.networks = [
+            network
+            for network in self.networks
+            if condition.holds(lambda name, row=network.row: shared.get(name, row.value(name)))
+        ]
+
+    def group(self, by: str, backwards: bool, cost: str, ties: Ties, limit: int | None) -> Group:
+        descending = _DESCENDING | {column.text for column in self.columns if column.descending}
+        rows, notes = _ranked(self.networks, by, (by in descending) != backwards, ties), self.notes
+        if cost:
+            kept = _on_front(rows, cost, cost in descending)
+            notes += (f"the Pareto front of top-1 against {cost}: {len(kept)} of {len(rows)}",)
+            rows = kept
+        return Group(
+            **_shared(self.run, self.conditions),
+            ranked_by=by,
+            paired=ties.paired,
+            columns=self.columns,
+            notes=notes,
+            rows=tuple(rows[:limit]),
         )
 
 
-class _Network(NamedTuple):
-    """A row that is not ranked yet, and the runs that its top-1 is from."""
-
-    row: Row
-    evaluated: tuple[RunRecord, ...]
-
-
-def _entries(run: RunRecord, measurements: Sequence[Measurement]) -> Iterator[_Entry]:
-    """One entry for each way the run was timed in; a single one if it was not."""
-    kinds = {m.condition for m in measurements if m.stage == "eval"}
-    headline = "weights=ema" if "weights=ema" in kinds else "weights=plain"
-    fixed: dict[str, float] = {}
-    timed: defaultdict[str, dict[str, float]] = defaultdict(dict)
-    conditions: defaultdict[str, dict[str, str]] = defaultdict(lambda: {"latency": "", "throughput": ""})
-    for m in measurements:
-        name = _NUMBERS.get((m.stage, m.name))
-        if name is None or math.isnan(m.value) or (m.stage == "eval" and m.condition != headline):
-            continue
-        if m.stage != "profile":
-            fixed[name] = m.value
-            continue
-        way = without(m.condition, "backend", "batch", "batches")
-        timed[way][name] = max(m.value, timed[way].get(name, 0.0))  # disturbed at any batch is disturbed
-        if name in conditions[way]:
-            conditions[way][name] = without(m.condition, "backend")
-    for way, values in timed.items():
-        if any(conditions[way].values()):
-            yield _Entry(run, fixed | values, _Conditions(**conditions[way]))
-    if fixed and not any(any(found.values()) for found in conditions.values()):
-        yield _Entry(run, fixed, None)
+@contextmanager
+def _uncollected() -> Iterator[None]:
+    """Without the garbage collector, which would look again and again through 100,000 rows for nothing."""
+    was_enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_enabled:
+            gc.enable()
 
 
-def without(condition: str, *keys: str) -> str:
-    """A condition less some of its parts."""
-    return ",".join(part for part in condition.split(",") if part.partition("=")[0] not in keys)
+@_uncollected()
+def _boards(store: Store, only: Collection[str] | None, chosen: Sequence[str | None]) -> list[_Board]:
+    """The groups, of summaries alone: a run's other facts are read of one run per network and protocol."""
+    found = store.summaries(only if only is None else sorted(only))
+    networks, protocols = (
+        {getattr(each, kind): each.run for each in found} for kind in ("network", "protocol")
+    )
+    runs = store.named([*networks.values(), *protocols.values()])
+    wanted = selection.values(list(runs.values()), *chosen)
+    of_network, of_protocol = (
+        {key: runs[run_id] for key, run_id in keys.items() if selection.passes(runs[run_id], wanted, columns)}
+        for keys, columns in (
+            (networks, ("mixer", "scale")),
+            (protocols, ("recipe_name", "data_name", "device")),
+        )
+    )
+    found = [each for each in found if each.network in of_network and each.protocol in of_protocol]
+    return [
+        _Board(of_protocol[protocol], conditions, _networks(members, of_network))
+        for (protocol, conditions), members in _comparable(found).items()
+    ]
 
 
-def _comparable(entries: Sequence[_Entry]) -> dict[tuple[_Protocol, _Conditions], list[_Entry]]:
-    """Entries, oldest first, by what they share; one without times joins those measured last."""
-    latest = {entry.protocol: entry.conditions for entry in entries if entry.conditions}
+def _measure(store: Store, boards: Sequence[_Board], asked: Iterable[str]) -> None:
+    finder = Finder(store, asked)
+    for board in boards:
+        board.measure(finder)
+    runs = [run for board in boards for network in board.networks for run, _ in network.members]
+    if runs:
+        finder.check(runs, (*_FIELDS, *NAMES))
+
+
+def _shared(run: RunRecord, conditions: _Conditions) -> dict[str, str]:
+    """What a group's runs have in common, by the group's names."""
+    return {
+        "recipe": run.recipe_name,
+        "recipe_digest": run.recipe_digest,
+        "data": run.data_name,
+        "data_fingerprint": run.data_fingerprint,
+        "device": run.device,
+        "hardware": run.hardware,
+        "precision": run.precision,
+        "latency_condition": conditions.latency,
+        "throughput_condition": conditions.throughput,
+    }
+
+
+def _comparable(found: Sequence[Summary]) -> dict[tuple[str, _Conditions], list[Summary]]:
+    """Summaries, oldest first, by what they share; one without times joins those measured last."""
+    conditions = [_Conditions(each.latency_condition, each.throughput_condition) for each in found]
+    latest = {each.protocol: at for each, at in zip(found, conditions, strict=True) if any(at)}
     groups = defaultdict(list)
-    for entry in entries:
-        conditions = entry.conditions or latest.get(entry.protocol, _Conditions("", ""))
-        groups[entry.protocol, conditions].append(entry)
+    for each, at in zip(found, conditions, strict=True):
+        groups[each.protocol, at if any(at) else latest.get(each.protocol, at)].append(each)
     return groups
 
 
-def _networks(entries: Sequence[_Entry]) -> list[_Network]:
+def _networks(found: Sequence[Summary], runs: Mapping[str, RunRecord]) -> list[_Network]:
     networks = defaultdict(list)
-    for entry in entries:
-        networks[entry.network].append(entry)
-    return [_averaged(members) for members in networks.values()]
+    for each in found:
+        networks[each.network].append(each)
+    return [_averaged(members, runs[network]) for network, members in networks.items()]
 
 
-def _averaged(entries: Sequence[_Entry]) -> _Network:
-    """Average the seeds of one network; `entries` come oldest first."""
-    seeds: dict[int, dict[str, tuple[float, RunRecord]]] = defaultdict(dict)
-    for entry in entries:
-        seeds[entry.run.seed] |= {name: (value, entry.run) for name, value in entry.values.items()}
-    found = {
-        name: [values[name][0] for values in seeds.values() if name in values] for name in _NUMBERS.values()
+_NAMES = tuple(NUMBERS.values())  # the last fields of a summary
+
+
+def _averaged(found: Sequence[Summary], run: RunRecord) -> _Network:
+    """Average the seeds of one network, of which `run` is one; its summaries come oldest first."""
+    by_seed: defaultdict[int, list[Summary]] = defaultdict(list)
+    for each in found:
+        by_seed[each.seed].append(each)
+    seeds = [_newest(of_seed) for of_seed in by_seed.values()]
+    columns = zip(*(seed.numbers for seed in seeds), strict=True)
+    values = {
+        name: [value for value in column if value is not None]
+        for name, column in zip(_NAMES, columns, strict=True)
     }
-    mean = {name: statistics.fmean(values) if values else None for name, values in found.items()}
-    run, top1, images = entries[0].run, mean["top1"], mean["images"]
+    mean = {name: statistics.fmean(numbers) if numbers else None for name, numbers in values.items()}
+    top1, images = mean["top1"], mean["images"]
     low, high = wilson(top1, images) if top1 is not None and images else (None, None)
     row = Row(
         rank=None,
@@ -282,75 +265,67 @@ def _averaged(entries: Sequence[_Entry]) -> _Network:
         scale=run.scale,
         weights=run.weights,
         backend=run.backend,
-        disturbed=bool(mean.pop("disturbed")),
-        **mean,
+        disturbed=bool(mean["disturbed"]),
+        parameters=mean["parameters"],
+        macs=mean["macs"],
+        latency=mean["latency"],
+        throughput=mean["throughput"],
+        top1=top1,
+        images=images,
         top1_low=low,
         top1_high=high,
-        top1_sd=statistics.stdev(found["top1"]) if len(found["top1"]) > 1 else None,
+        top1_sd=statistics.stdev(values["top1"]) if len(values["top1"]) > 1 else None,
         seeds=len(seeds),
-        runs=tuple(dict.fromkeys(one.id for values in seeds.values() for _, one in values.values())),
+        runs=tuple(run_id for seed in seeds for run_id in seed.runs),
     )
-    return _Network(row, tuple(values["top1"][1] for values in seeds.values() if "top1" in values))
+    evaluated = tuple(seed.evaluated for seed in seeds if seed.evaluated)
+    return _Network(row, evaluated, tuple((each.run, each.seed) for each in found))
 
 
-def _ranked(networks: list[_Network], sort: str, ties: Ties) -> list[Row]:
+class _Seed(NamedTuple):
+    """The numbers of one seed, each of the newest run that has it, and the runs that they are from."""
+
+    numbers: tuple[float | None, ...]  # in the order of `_NAMES`
+    runs: tuple[str, ...]
+    evaluated: str | None  # the run that top-1 is from
+
+
+def _newest(found: Sequence[Summary]) -> _Seed:
+    """Of runs with the same seed, oldest first."""
+    if len(found) == 1:
+        [only] = found
+        numbers: Any = only[-len(_NAMES) :]
+        return _Seed(numbers, (only.run,), only.run if only.top1 is not None else None)
+    of = {
+        name: next((each for each in reversed(found) if getattr(each, name) is not None), None)
+        for name in _NAMES
+    }
+    runs = tuple(dict.fromkeys(each.run for each in of.values() if each))
+    merged = tuple(each and getattr(each, name) for name, each in of.items())
+    return _Seed(merged, runs, of["top1"].run if of["top1"] else None)
+
+
+def _ranked(networks: list[_Network], by: str, descending: bool, ties: Ties) -> list[Row]:
     """Best first, equal values by name; rows without a value last and unranked."""
     networks = sorted(networks, key=lambda n: (n.row.mixer, n.row.scale, n.row.weights, n.row.backend))
-    found = [network for network in networks if getattr(network.row, sort) is not None]
-    found.sort(key=lambda network: getattr(network.row, sort), reverse=sort in _DESCENDING)
-    if sort == "top1":
+    found = [network for network in networks if network.row.value(by) is not None]
+    found.sort(key=lambda network: network.row.value(by), reverse=descending)
+    if by == "top1":
         firsts = ties.firsts([Scored(n.row.top1 or 0.0, n.row.images, n.evaluated) for n in found])
     else:
-        values = [getattr(network.row, sort) for network in found]
-        firsts = [values.index(value) for value in values]
+        places: dict[Any, int] = {}
+        firsts = [places.setdefault(network.row.value(by), i) for i, network in enumerate(found)]
+    sharing = Counter(firsts)
     ranked = [
-        dataclasses.replace(network.row, rank=first + 1, tied=firsts.count(first) > 1)
+        dataclasses.replace(network.row, rank=first + 1, tied=sharing[first] > 1)
         for network, first in zip(found, firsts, strict=True)
     ]
-    return ranked + [network.row for network in networks if getattr(network.row, sort) is None]
+    return ranked + [network.row for network in networks if network.row.value(by) is None]
 
 
-def _filters(
-    runs: Sequence[RunRecord],
-    mixer: str | None,
-    scale: str | None,
-    recipe_name: str | None,
-    data: str | None,
-    device: str | None,
-) -> dict[str, set[str]]:
-    """The allowed values of each filtered column of a run, every one of them known to us or to a run."""
-
-    def names(kind: str, column: str, text: str, *also: str) -> set[str]:
-        there = sorted({getattr(run, column) for run in runs} | set(also))
-        return {catalog.known(kind, name.strip(), there) for name in text.split(",")}
-
-    wanted = {}
-    if mixer:
-        aliases = {alias: row.name for row in catalog.mixers().values() for alias in row.aliases}
-        chosen = ",".join(aliases.get(name.strip(), name) for name in mixer.split(","))
-        wanted["mixer"] = names("mixer", "mixer", chosen, *catalog.mixers(), *aliases)
-    if scale:
-        scales = {name for row in catalog.mixers().values() for name in row.scales}
-        wanted["scale"] = names("scale", "scale", scale, *scales)
-    if recipe_name:
-        wanted["recipe_name"] = names("recipe", "recipe_name", recipe_name, *recipe.names())
-    if data:
-        wanted["data_name"] = names("data set", "data_name", data)
-    if device:
-        wanted["device"] = names("device", "device", device, "cpu", "cuda", "mps")
-    return wanted
-
-
-# Rows as records
-
-_SHARED = tuple(field.name for field in dataclasses.fields(Group) if field.name != "rows")
-FIELDS = (*_SHARED, *COLUMNS)
-
-
-def records(groups: Sequence[Group]) -> list[dict[str, Any]]:
-    """One flat record of raw numbers per row, with the columns of its group."""
-    return [
-        {name: getattr(group, name) for name in _SHARED} | {name: getattr(row, name) for name in COLUMNS}
-        for group in groups
-        for row in group.rows
-    ]
+def _on_front(rows: Sequence[Row], cost: str, descending: bool) -> list[Row]:
+    """The rows that no other has as much top-1 as for as little."""
+    sign = -1 if descending else 1
+    known = [row for row in rows if row.top1 is not None and row.value(cost) is not None]
+    kept = set(front([(sign * row.value(cost), row.top1 or 0.0) for row in known]))
+    return [row for i, row in enumerate(known) if i in kept]

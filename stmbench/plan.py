@@ -81,14 +81,16 @@ def request(
     device: str,
     weights: Path | None,
     backend: str = "",
+    elsewhere: bool = False,
 ) -> Request:
     """Check and resolve what was asked; ValueError for whatever a user can get wrong.
 
     `mixer` and `model` name networks, each of them mixers and timm models alike; halo if neither is given.
+    With `elsewhere` the device is one of another machine and is not looked for here.
     """
     protocol = recipe.load(recipe_name, overrides)
     _check_optimizer(protocol)
-    mixers = _networks(mixer, model)
+    mixers = networks(mixer, model)
     if scale and all(map(is_timm, mixers)):
         raise ValueError("--scale is of the mixers' backbone; the name of a timm model settles its size.")
     scale = scale or protocol.model.scale
@@ -107,20 +109,25 @@ def request(
         stages=_stages(stage, protocol),
         seed=seed,
         info=stmbench.data.find(source),
-        device=find_device(device),
+        device=_elsewhere(device, protocol) if elsewhere else find_device(device),
         weights=str(weights.resolve()) if weights else None,
         backend=backend,
     )
-    if "profile" in asked.stages:
-        check_profile(asked.device, protocol.profile)
+    check(asked, elsewhere=elsewhere)
+    for name in filter(is_timm, asked.mixers):
+        asked = _fit_timm(asked, name)
+    return asked
+
+
+def check(asked: Request, *, elsewhere: bool = False) -> None:
+    """ValueError for what a stage would refuse, hours later perhaps."""
+    if "profile" in asked.stages and not elsewhere:
+        check_profile(asked.device, asked.recipe.profile)
     _check_weights(asked)
     if {"erf", "invariance"} & set(asked.stages):
         stmbench.data.spread(asked.info, 1)  # these choose images; a stream has none to choose from
     if "robustness" in asked.stages:
-        stmbench.data.find_robustness(protocol.robustness, asked.info)
-    for name in filter(is_timm, asked.mixers):
-        asked = _fit_timm(asked, name)
-    return asked
+        stmbench.data.find_robustness(asked.recipe.robustness, asked.info)
 
 
 def backends_of(mixer: str) -> tuple[Backend, ...]:
@@ -228,6 +235,18 @@ def find_device(name: str) -> str:
     return name
 
 
+def _elsewhere(name: str, protocol: Recipe) -> str:
+    """The device of another machine, where nothing depends on what only that machine knows."""
+    if name == "auto":
+        raise ValueError("Which device is best elsewhere is not known here: give --device cuda or cpu.")
+    catalog.known("device", name, KINDS)
+    if name == "cuda" and protocol.train.precision == "auto":
+        raise ValueError(
+            "train.precision = auto depends on a GPU that is elsewhere: set train.precision=bf16."
+        )
+    return name
+
+
 def devices() -> list[str]:
     """The kinds of devices that are here, the fastest first."""
     here = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
@@ -259,7 +278,7 @@ def weigh(model: Backbone, image_size: int) -> tuple[int, int]:
     return sum(parameters(model).values()), macs
 
 
-def _networks(mixer: str | None, model: str | None) -> tuple[str, ...]:
+def networks(mixer: str | None, model: str | None) -> tuple[str, ...]:
     """The catalogue's names of all mixers asked for, and the timm models', each once."""
     wanted = _names("halo" if mixer is None else mixer) if mixer is not None or model is None else []
     wanted += _names(model) if model is not None else []

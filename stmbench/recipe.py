@@ -188,7 +188,7 @@ class Recipe:
 
 def from_values(values: Mapping[str, Any], name: str) -> Recipe:
     """Build a recipe from plain types; ValueError on an unknown key or a wrong type."""
-    recipe: Recipe = _build(Recipe, {**values, "name": name}, f"recipe '{name}': ", "")
+    recipe: Recipe = build(Recipe, {**values, "name": name}, f"recipe '{name}': ")
     for stage in recipe.stages:
         known("stage", stage, stages())
     _check(recipe)
@@ -251,7 +251,8 @@ def _apply(values: dict[str, Any], override: str) -> None:
         values[section] = {**values.get(section, {}), option: value}
 
 
-def _build(cls: type, values: Mapping[str, Any], where: str, section: str) -> Any:
+def build(cls: type, values: Mapping[str, Any], where: str, section: str = "") -> Any:
+    """A frozen dataclass from plain types; ValueError, which begins with `where`, as for a recipe."""
     hints = get_type_hints(cls)
     for key in values:
         try:
@@ -264,7 +265,7 @@ def _build(cls: type, values: Mapping[str, Any], where: str, section: str) -> An
         if dataclasses.is_dataclass(hint):
             if not isinstance(value, Mapping):
                 raise ValueError(f"{where}{key} must be a [section], not {value!r}.")
-            arguments[key] = _build(hint, value, where, f"{key}.")  # pyright: ignore[reportArgumentType]
+            arguments[key] = build(hint, value, where, f"{key}.")  # pyright: ignore[reportArgumentType]
         else:
             arguments[key] = _coerce(value, hint, f"{where}{section}{key}")
     return cls(**arguments)
@@ -288,11 +289,8 @@ def _coerce(value: Any, hint: Any, where: str) -> Any:
         return float(value)
     if type(value) is hint:
         return value
-    kind = (
-        "a list"
-        if origin is tuple
-        else {"int": "a whole number", "float": "a number", "str": "text"}.get(hint.__name__, "true or false")
-    )
+    kinds = {int: "a whole number", float: "a number", str: "text", bool: "true or false"}
+    kind = kinds.get(hint, "a [section]" if hint is dict else "a list")
     raise ValueError(f"{where} must be {kind}, not {value!r}.")
 
 

@@ -111,3 +111,8 @@ def condition(**parts: object) -> str:
 def parts_of(text: str) -> dict[str, str]:
     """The parts of such a text, the way back: ``{"batch": "1", "device": "cpu"}``."""
     return dict(part.split("=", 1) for part in text.split(",") if "=" in part)
+
+
+def without(text: str, *keys: str) -> str:
+    """Such a text less some of its parts."""
+    return ",".join(part for part in text.split(",") if part.partition("=")[0] not in keys)

@@ -7,7 +7,7 @@ import contextlib
 import dataclasses
 import threading
 import time
-from collections.abc import Generator, Iterator
+from collections.abc import Collection, Generator, Iterator, Sequence
 from dataclasses import dataclass
 
 import stmbench.data
@@ -16,7 +16,7 @@ from stmbench.evidence import sha256
 from stmbench.plan import Request, find_device, prepared
 from stmbench.record import Artifact, Event, Job, Measurement
 from stmbench.stages.network import weights_file
-from stmbench.store import RunRecord, Store
+from stmbench.store import RunRecord, Store, claims
 from stmbench.store.records import State
 
 HEARTBEAT_S = 15.0
@@ -45,24 +45,53 @@ def reopen(name: str, store: Store) -> Job:
         ValueError: no such run, it is done or still running, or its data or device are not here.
     """
     run = store.run(name)
-    job = Job(
+    job = _job(run, store, data=run.data_source, weights=run.weights or None, device=find_device(run.device))
+    _check_data(run)
+    _check_files(run, job, store)
+    store.reopen(run.id)
+    return job
+
+
+def claim(
+    asked: Request, mixer: str, store: Store, *, argv: Sequence[str], retry: bool = False
+) -> tuple[RunRecord, Job | None]:
+    """Open the run that is asked for, or take over the one that was interrupted (`retry`: or failed).
+
+    There is no job where the run is done, failed or another process's: of two processes that claim the same
+    run one gets it. `argv` is the command that a new run is known to come from.
+    """
+    new = dataclasses.replace(evidence.gather(asked, mixer), argv=argv)
+    lost: list[str] = []  # runs that cannot go on, since their files are gone
+    while True:
+        run, mine = claims.claim(store, new, retry=retry, lost=lost)
+        if not mine:
+            return run, None
+        job = _job(run, store, data=asked.info.source, weights=asked.weights, device=asked.device)
+        try:
+            _check_files(run, job, store)
+        except ValueError as error:
+            store.end_run(run.id, "failed", str(error))
+            lost.append(run.id)
+        else:
+            return run, job
+
+
+def _job(run: RunRecord, store: Store, *, data: str, weights: str | None, device: str) -> Job:
+    """The job of a run, whose data and weights lie here."""
+    return Job(
         mixer=run.mixer,
         scale=run.scale,
         recipe=prepared(recipe.from_values(run.recipe_values, run.recipe_name), run.preprocessing),
         asked_digest=run.recipe_digest if run.preprocessing else "",
         stages=tuple(run.stages),
         seed=run.seed,
-        data=run.data_source,
-        device=find_device(run.device),
-        weights=run.weights or None,
+        data=data,
+        device=device,
+        weights=weights,
         backend=run.backend,
         folder=run.folder,
         ceilings=store.ceilings(run.host, run.hardware),
     )
-    _check_data(run)
-    _check_files(run, job, store)
-    store.reopen(run.id)
-    return job
 
 
 def _check_data(run: RunRecord) -> None:
@@ -82,18 +111,21 @@ def _check_files(run: RunRecord, job: Job, store: Store) -> None:
         raise ValueError(f"The weights that {run.id} trained are gone from {job.folder}: start a new run.")
 
 
-def execute(job: Job, store: Store) -> Generator[Event | StageDone, None, None]:
+def execute(
+    job: Job, store: Store, *, later: Collection[str] = ()
+) -> Generator[Event | StageDone, None, None]:
     """Take the run through those of its stages that are not done yet.
 
     Whatever stops it, an exception or the consumer closing the iterator, is written to the run's row
-    before it goes on upward.
+    before it goes on upward. A run with stages that are put off for `later` ends as interrupted.
     """
     run_id = job.folder.name
     job.folder.mkdir(parents=True, exist_ok=True)
     done = {stage.name for stage in store.stages(run_id) if stage.state == "done"}
-    with _ended(store, run_id), _heartbeat(store, run_id):
-        for stage in job.stages:
-            if stage not in done:
+    left = [stage for stage in job.stages if stage not in done]
+    with _ended(store, run_id, [stage for stage in left if stage in later]), _heartbeat(store, run_id):
+        for stage in left:
+            if stage not in later:
                 yield from _stage(job, store, run_id, stage)
 
 
@@ -116,14 +148,17 @@ def _stage(job: Job, store: Store, run_id: str, stage: str) -> Iterator[Event | 
 
 
 @contextlib.contextmanager
-def _ended(store: Store, run_id: str) -> Iterator[None]:
+def _ended(store: Store, run_id: str, put_off: list[str]) -> Iterator[None]:
     try:
         yield
     except BaseException as error:
         with contextlib.suppress(Exception):
             store.end_run(run_id, _state(error), _reason(error))
         raise
-    store.end_run(run_id, "done")
+    if put_off:
+        store.end_run(run_id, "interrupted", f"still to come: {', '.join(put_off)}")
+    else:
+        store.end_run(run_id, "done")
 
 
 def _state(error: BaseException) -> State:

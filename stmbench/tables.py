@@ -1,37 +1,126 @@
-"""The leaderboard in words for people, and as markdown, CSV, JSON and LaTeX."""
+"""The leaderboard in words for people: cells, captions, and notes of what numbers and marks mean."""
 
-import csv
-import io
-import json
+from collections import defaultdict
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
-from stmbench.leaderboard import FIELDS, Group, Row, records
+from stmbench import published, readable
+from stmbench.columns import Column, Number
+from stmbench.readable import DASH, amount, macs
+from stmbench.record import parts_of
+from stmbench.rows import COLUMNS, NAMES, Group, Row
 
-NONE = "\N{EN DASH}"
+NONE = DASH
 DISTURBED = "!"
 TIED = "="
 _SAME = "not told apart from the first of this rank, at 5 %"
-HEADERS = ("#", "mixer", "scale", "params", "MACs", "latency", "images/s", "top-1 %", "95 %", "seeds")
+_UNPAIRED = ", by the shares alone: these are too many runs to read their predictions"
+_HEADERS = {
+    "parameters": "params",
+    "macs": "MACs",
+    "throughput": "images/s",
+    "top1": "top-1 %",
+    "interval": "95 %",
+    "published": "published %",
+    "original": "original %",
+    "difference": "difference",
+}
+SHOWN = ("mixer", "scale", "parameters", "macs", "latency", "throughput", "top1", "interval", "seeds")
+"""The columns of a table unless others are asked for."""
+HEADERS = ("#", *(_HEADERS.get(name, name) for name in SHOWN))
+TEXTS = ("mixer", "scale", "weights", "backend", "runs", *(name for name in ("recipe", "data", "hardware")))
 
 
-def cells(row: Row) -> tuple[str, ...]:
-    """The row as a person reads it, under `HEADERS`."""
+def shown(group: Group, asked: Sequence[str] = ()) -> tuple[str, ...]:
+    """The columns of a group's table: those asked for, and whatever else the group has."""
+    names = [NAMES.get(name, name) for name in asked] or list(SHOWN)
+    filled = {text for row in group.rows for text in row.more}
+    paper = {column.text for column in published.COLUMNS}
+    more = [column.text for column in group.columns if column.text in filled or column.text not in paper]
+    return tuple(dict.fromkeys([*names, *more]))
+
+
+def headers(group: Group, names: Sequence[str]) -> tuple[str, ...]:
+    """What heads the cells of these columns: a measurement's name and unit, and the condition asked for."""
+    units = {column.text: readable.unit(column.unit)[1] for column in group.columns}
+
+    def head(name: str) -> str:
+        stem, _, at = name.partition("@")
+        return ", ".join([f"{stem} {units.get(name, '')}".rstrip(), *filter(None, at.split(","))])
+
+    return ("#", *(_HEADERS.get(name) or head(name) for name in names))
+
+
+def cells(row: Row, group: Group | None = None, names: Sequence[str] = SHOWN) -> tuple[str, ...]:
+    """The row as a person reads it, under `headers`; the group gives what all its rows have."""
+    columns = {column.text: column for column in group.columns} if group else {}
+    rank = NONE if row.rank is None else f"{row.rank}{TIED * row.tied}"
+    return (rank, *(_cell(row, group, columns.get(name), name) or NONE for name in names))
+
+
+def _cell(row: Row, group: Group | None, column: Column | None, name: str) -> str:
+    if name in _CELLS:
+        return _CELLS[name](row)
+    if name in COLUMNS:
+        return _plain(row.value(name))
+    if number := row.more.get(name):
+        return _number(number, column.unit if column else "", row.seeds)
+    return getattr(group, name, "") if group else ""
+
+
+def _plain(value: Any) -> str:
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    return "" if value is None else readable.value(value) if isinstance(value, float) else str(value)
+
+
+def _number(number: Number, unit: str, seeds: int) -> str:
+    """The mean with its standard deviation, and over how many seeds where it is not all of the row's."""
+    of = readable.unit(unit)[0]
+    sd = None if number.sd is None else number.sd / of
+    return readable.spread(number.value / of, sd) + f" (n={number.n})" * (number.n != seeds)
+
+
+def _difference(row: Row) -> str:
+    number = row.more.get("difference")
+    if not number:
+        return ""
+    ends = f" ({number.low:+.1f} to {number.high:+.1f})" if number.low is not None else ""
+    return f"{number.value:+.2f}{ends}"
+
+
+def _published(design: str) -> Callable[[Row], str]:
+    return lambda row: f"{row.more[design].value:.1f}" if design in row.more else ""
+
+
+def _latency(row: Row) -> str:
+    ms = row.latency
+    return "" if ms is None else (f"{ms:.3g} ms" if ms < 100 else f"{ms:,.0f} ms") + DISTURBED * row.disturbed
+
+
+def _throughput(row: Row) -> str:
+    return "" if row.throughput is None else f"{row.throughput:,.0f}" + DISTURBED * row.disturbed
+
+
+def _top1(row: Row) -> str:
     sd = f" ±{row.top1_sd:.2f}" if row.top1_sd is not None else ""
-    mark = DISTURBED if row.disturbed else ""
-    interval = f"{row.top1_low:.1f}{NONE}{row.top1_high:.1f}" if row.top1_low is not None else NONE
-    return (
-        NONE if row.rank is None else f"{row.rank}{TIED * row.tied}",
-        network(row.mixer, row.backend, row.weights),
-        row.scale or NONE,
-        _text(row.parameters, amount),
-        _text(row.macs, macs),
-        _text(row.latency, lambda ms: (f"{ms:.3g} ms" if ms < 100 else f"{ms:,.0f} ms") + mark),
-        _text(row.throughput, lambda rate: f"{rate:,.0f}" + mark),
-        _text(row.top1, lambda percent: f"{percent:.2f}{sd}"),
-        interval,
-        str(row.seeds),
-    )
+    return "" if row.top1 is None else f"{row.top1:.2f}{sd}"
+
+
+_CELLS: dict[str, Callable[[Row], str]] = {
+    "mixer": lambda row: network(row.mixer, row.backend, row.weights),
+    "parameters": lambda row: "" if row.parameters is None else amount(row.parameters),
+    "macs": lambda row: "" if row.macs is None else macs(row.macs),
+    "latency": _latency,
+    "throughput": _throughput,
+    "top1": _top1,
+    "interval": lambda row: "" if row.top1_low is None else f"{row.top1_low:.1f}{NONE}{row.top1_high:.1f}",
+    "runs": lambda row: " ".join(row.runs),
+    "published": _published("published"),
+    "original": _published("original"),
+    "difference": _difference,
+}
 
 
 def network(mixer: str, backend: str, weights: str) -> str:
@@ -40,85 +129,39 @@ def network(mixer: str, backend: str, weights: str) -> str:
     return mixer + forced + (f" from {Path(weights).name}" if weights else "")
 
 
-def _text(value: float | None, form: Callable[[float], str]) -> str:
-    return NONE if value is None else form(value)
-
-
-def amount(count: float) -> str:
-    """A count in millions: ``4.39 M``."""
-    return f"{count / 1e6:.2f} M"
-
-
-def macs(count: float) -> str:
-    """Multiply-accumulates: ``0.86 G``, or ``13.5 M`` below a tenth of that unit."""
-    return f"{count / 1e9:.2f} G" if count >= 1e8 else f"{count / 1e6:.1f} M"
-
-
 def caption(group: Group) -> str:
     """What the rows of a group have in common, in one line."""
     name = f"recipe {group.recipe} ({group.recipe_digest})"
     return f"{name}, data {group.data}, {group.hardware} [{group.device}], {group.precision}"
 
 
-def conditions(group: Group) -> str:
-    """What latency and throughput were measured under, and what the marks mean; "" where there is neither."""
+def conditions(group: Group, names: Sequence[str] = SHOWN) -> str:
+    """What latency and throughput were measured under, and what the marks mean; "" where there is neither.
+
+    `names` are the columns shown: a mark that stands in none of them is not explained.
+    """
     found = {"latency": group.latency_condition, "images/s": group.throughput_condition}
     parts = {name: at.split(",") for name, at in found.items() if at}
     common = set.intersection(*map(set, parts.values())) if parts else set()
     shared = sorted(part for part in common if not part.startswith("batch"))
     own = {name: ", ".join(part for part in at if part not in shared) for name, at in parts.items()}
     notes = [f"{name} at {at}" for name, at in own.items() if at] + [", ".join(shared)] * bool(shared)
-    if any(row.disturbed for row in group.rows):
+    if any(row.disturbed for row in group.rows) and {"latency", "throughput"} & set(names):
         notes.append(f"{DISTURBED} the machine was disturbed: `stmbench show RUN` says how")
     if any(row.tied for row in group.rows):
-        notes.append(f"{TIED} {_SAME if group.ranked_by == 'top1' else 'equal'}")
+        same = _SAME + _UNPAIRED * (not group.paired)
+        notes.append(f"{TIED} {same if group.ranked_by == 'top1' else 'equal'}")
     return "; ".join(notes)
 
 
-def to_json(groups: Sequence[Group]) -> str:
-    return json.dumps(records(groups), indent=2, ensure_ascii=False)
-
-
-def to_csv(groups: Sequence[Group]) -> str:
-    text = io.StringIO()
-    writer = csv.DictWriter(text, FIELDS, lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(record | {"runs": " ".join(record["runs"])} for record in records(groups))
-    return text.getvalue().rstrip("\n")
-
-
-def to_markdown(groups: Sequence[Group]) -> str:
-    """A table per group under its caption."""
-    rule = "|" + "|".join("---" if name in ("mixer", "scale") else "--:" for name in HEADERS) + "|"
-    parts = []
-    for group in groups:
-        lines = [HEADERS, *map(cells, group.rows)]
-        table = ["| " + " | ".join(cell.replace("|", r"\|") for cell in line) + " |" for line in lines]
-        parts.append("\n".join([f"**{caption(group)}**", "", table[0], rule, *table[1:]]))
-        if note := conditions(group):
-            parts.append(f"_{note}_")
-    return "\n\n".join(parts)
-
-
-_LATEX = {"\\": r"\textbackslash{}", NONE: "--", "±": r"$\pm$"} | {c: f"\\{c}" for c in "&%$#_{}"}
-_LATEX |= {"~": r"\textasciitilde{}", "^": r"\textasciicircum{}"}
-
-
-def to_latex(groups: Sequence[Group]) -> str:
-    r"""A `table` per group, with the rules of the package booktabs (``\usepackage{booktabs}``)."""
-    kinds = "".join("l" if name in ("mixer", "scale") else "r" for name in HEADERS)
-    parts = []
-    for group in groups:
-        note = f". {conditions(group)}" if conditions(group) else ""
-        rows = [" & ".join(map(_latex, line)) + r" \\" for line in [HEADERS, *map(cells, group.rows)]]
-        table = [r"\begin{table}", r"\centering", rf"\caption{{{_latex(caption(group) + note)}}}"]
-        table += [rf"\begin{{tabular}}{{{kinds}}}", r"\toprule", rows[0], r"\midrule", *rows[1:]]
-        parts.append("\n".join([*table, r"\bottomrule", r"\end{tabular}", r"\end{table}"]))
-    return "\n\n".join(parts)
-
-
-def _latex(text: str) -> str:
-    return "".join(_LATEX.get(character, character) for character in text)
-
-
-EXPORTS = {"markdown": to_markdown, "csv": to_csv, "json": to_json, "latex": to_latex}
+def notes(group: Group) -> list[str]:
+    """What else is to be said of a group: under what its columns were measured, and its own notes."""
+    timed, lines = parts_of(group.latency_condition), defaultdict(list)
+    for column in group.columns:
+        name, _, asked = column.text.partition("@")
+        known = {*parts_of(asked), "backend"}
+        parts = {key: value for key, value in parts_of(column.condition).items() if key not in known}
+        rest = ", ".join(f"{key}={value}" for key, value in parts.items() if timed.get(key) != value)
+        lines[rest].append(name)
+    said = [f"{', '.join(dict.fromkeys(names))} at {rest}" for rest, names in lines.items() if rest]
+    return [*said, *group.notes]

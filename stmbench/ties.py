@@ -5,7 +5,8 @@ corrected for being that many (Holm 1979). The rows above the first that is told
 With that one the next rank begins, and it is tested against those below it in turn.
 
 Where predictions are missing or of other images, two networks are tested as if each had had test images of
-its own, which takes a larger difference to tell them apart.
+its own, which takes a larger difference to tell them apart. So are those of a leaderboard over more than
+`MOST_READ` runs, whose predictions nobody would wait to be read.
 """
 
 import functools
@@ -17,10 +18,13 @@ from typing import TYPE_CHECKING, NamedTuple
 from stmbench import answers
 from stmbench.answers import Answers
 from stmbench.holm import ALPHA, holm
-from stmbench.store import RunRecord, Store
+from stmbench.store import Store
 
 if TYPE_CHECKING:
     from stmbench.significance import Hits
+
+
+MOST_READ = 1000  # predictions: a millisecond or more each
 
 
 class Scored(NamedTuple):
@@ -28,7 +32,7 @@ class Scored(NamedTuple):
 
     top1: float
     images: float | None
-    runs: tuple[RunRecord, ...]
+    runs: tuple[str, ...]
 
 
 class _Known(NamedTuple):
@@ -41,13 +45,14 @@ class _Known(NamedTuple):
 class Ties:
     """Finds ties, and reads each run's predictions once."""
 
-    def __init__(self, store: Store) -> None:
+    def __init__(self, store: Store, *, paired: bool = True) -> None:
+        self._store, self.paired = store, paired
         self._files = functools.cache(lambda: answers.files(store))
         self._read: dict[str, Answers | None] = {}
 
     def firsts(self, networks: Sequence[Scored]) -> list[int]:
         """For each of the networks, best first, the place of the first that shares its rank, from 0."""
-        known = [self._known(network) if len(networks) > 1 else None for network in networks]
+        known = [self._known(network) if len(networks) > 1 and self.paired else None for network in networks]
         found: list[int] = []
         while (first := len(found)) < len(networks):
             below = range(first + 1, len(networks))
@@ -66,13 +71,14 @@ class Ties:
 
         return _Known(seeds[0], Hits.of([seed.hits for seed in seeds]))
 
-    def _answers(self, run: RunRecord) -> Answers | None:
-        if run.id not in self._read:
+    def _answers(self, run_id: str) -> Answers | None:
+        if run_id not in self._read:
+            file = self._files().get(run_id)
             try:
-                self._read[run.id] = answers.read(run, self._files().get(run.id))
+                self._read[run_id] = answers.read(self._store.run(run_id), file) if file else None
             except ValueError:  # a table is shown all the same; `stmbench compare` says what is wrong
-                self._read[run.id] = None
-        return self._read[run.id]
+                self._read[run_id] = None
+        return self._read[run_id]
 
 
 def _p(best: Scored, other: Scored, known: _Known | None, other_known: _Known | None) -> float:

@@ -15,7 +15,7 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
-from stmbench import bench, catalog, leaderboard, plan, runner, tables
+from stmbench import bench, catalog, formats, leaderboard, plan, runner, tables
 from stmbench.cli import app, errors
 from stmbench.measure import count
 from stmbench.measure.setting import Round, Setting
@@ -206,7 +206,7 @@ def test_the_leaderboard_compares_the_fastest_and_names_the_forced(tmp_path: Pat
             "batches=1+8,device=cpu",
         )
         assert [tables.cells(row)[1] for row in group.rows] == ["halo", "halo (plain)", "swin"]
-        [_, line, _] = csv.DictReader(io.StringIO(tables.to_csv([group])))
+        [_, line, _] = csv.DictReader(io.StringIO(formats.to_csv([group])))
         assert (line["mixer"], line["backend"]) == ("halo", "plain")
         cli = CliRunner()
         shown = cli.invoke(app, ["runs", "--db", str(tmp_path / "results.db")]).stdout

@@ -195,7 +195,7 @@ def test_a_filter_is_not_got_around(store: Store, add: Add) -> None:
     """`swin-micro` begins an id too, of a run that the filter has just put aside."""
     add("halo", OLD, recipe_name="fashion")
     add("swin", NEW)
-    with pytest.raises(ValueError, match="No finished run of swin-micro is of that"):
+    with pytest.raises(ValueError, match="No finished run of swin-micro passes --scale"):
         compare(store, ["halo", "swin-micro"], recipe_name="fashion")
 
 

@@ -10,13 +10,16 @@ from pathlib import Path
 from typing import Any
 
 import evaluated
+import measured
 import numpy as np
 import pytest
 
-from stmbench import answers, leaderboard, tables
-from stmbench.leaderboard import Group, Row, rank
+from stmbench import answers, formats, tables
+from stmbench.leaderboard import rank
 from stmbench.measure.shares import wilson
 from stmbench.record import Measurement, condition
+from stmbench.rows import SHARED, Group, Row
+from stmbench.selection import finished
 from stmbench.store import NewRun, Store, open_store
 
 
@@ -107,7 +110,7 @@ def test_unlike_rows_are_never_ranked_together(store: Store, add: Add, differenc
     add("swin", top1=89.0, **difference)
     groups = rank(store)
     assert [[(row.rank) for row in group.rows] for group in groups] == [[1], [1]]
-    assert len({tuple(getattr(g, f) for f in leaderboard._SHARED) for g in groups}) == 2
+    assert len({tuple(getattr(g, f) for f in SHARED) for g in groups}) == 2
 
 
 def test_a_run_without_times_joins_those_measured_last(store: Store, add: Add) -> None:
@@ -126,6 +129,7 @@ def test_a_run_timed_in_two_ways_stands_in_two_groups(store: Store, add: Add) ->
             at = {"batch": 1, "execution": execution}
             store.record(run, Measurement("profile", "latency", latency, "ms", condition(**at)))
     store.record(run, Measurement("profile", "latency", math.nan, "ms", "batch=1,execution=cudagraph"))
+    store.refresh_summaries()
     groups = rank(store)
     assert [(g.latency_condition, {r.latency for r in g.rows}) for g in groups] == [
         ("batch=1,execution=compiled", {6.0}),
@@ -137,10 +141,12 @@ def test_a_run_timed_in_two_ways_stands_in_two_groups(store: Store, add: Add) ->
 def test_disturbed_times_are_marked(store: Store, add: Add) -> None:
     run = add("halo")
     store.record(run, Measurement("profile", "disturbed", 0, "", "batch=1,threads=2"))
-    assert "!" not in tables.to_markdown(rank(store))
+    store.refresh_summaries([run])
+    assert "!" not in formats.to_markdown(rank(store))
     store.record(run, Measurement("profile", "disturbed", 1, "", "batch=64,threads=2"))
+    store.refresh_summaries([run])
     add("swin")
-    shown = tables.to_markdown(rank(store))
+    shown = formats.to_markdown(rank(store))
     assert [row.disturbed for row in one(rank(store, sort="latency"))] == [True, False]
     assert "| 10 ms! | 1,000! |" in shown
     assert "! the machine was disturbed" in shown
@@ -292,6 +298,7 @@ def test_a_run_is_read_once(store: Store, new_run: NewRun, monkeypatch: pytest.M
         for batch in (1, 2):  # timed in two ways: in two groups
             at = condition(batch=batch, execution=str(batch))
             store.record(newest, Measurement("profile", "latency", 9.0, "ms", at))
+        store.refresh_summaries([newest])
     groups = rank(store)
     assert len(groups) == 2
     assert sorted(read) == sorted(row.runs[-1] for row in groups[0].rows)
@@ -316,15 +323,15 @@ def test_a_shared_rank_is_marked_and_the_mark_explained(store: Store, add: Add) 
     groups = rank(store)
     assert [tables.cells(row)[0] for row in one(groups)] == ["1=", "1=", "3"]
     assert tables.conditions(groups[0]).endswith("; = not told apart from the first of this rank, at 5 %")
-    for form in ("markdown", "latex"):
-        assert "told apart" in tables.EXPORTS[form](groups)
-    records = json.loads(tables.to_json(groups))
+    for text in (formats.to_markdown(groups), formats.to_latex(groups)):
+        assert "told apart" in text
+    records = json.loads(formats.to_json(groups))
     assert [(one["rank"], one["tied"], one["ranked_by"]) for one in records] == [
         (1, True, "top1"),
         (1, True, "top1"),
         (3, False, "top1"),
     ]
-    lines = list(csv.DictReader(io.StringIO(tables.to_csv(groups))))
+    lines = list(csv.DictReader(io.StringIO(formats.to_csv(groups))))
     assert [(line["rank"], line["tied"]) for line in lines] == [("1", "True"), ("1", "True"), ("3", "False")]
     assert tables.conditions(rank(store, sort="latency")[0]).endswith("; = equal")
     assert "=" not in tables.conditions(rank(store, mixer="halo")[0]).partition("threads=2")[2]
@@ -341,7 +348,7 @@ def test_columns_sort_in_their_sensible_direction(store: Store, add: Add) -> Non
     assert [(row.rank, row.mixer) for row in rows] == [(1, "dwconv"), (2, "halo"), (None, "swin")]
     assert [row.mixer for row in one(rank(store, sort="mixer"))] == ["dwconv", "halo", "swin"]
     assert [row.mixer for row in one(rank(store, sort="top1", limit=2))] == ["swin", "halo"]
-    with pytest.raises(ValueError, match=r"Unknown column 'latancy'\. Did you mean 'latency'\?"):
+    with pytest.raises(ValueError, match=r"'latancy': nobody measured it. Did you mean 'latency'\\?"):
         rank(store, sort="latancy")
 
 
@@ -379,6 +386,109 @@ def test_an_unknown_filter_value_names_the_nearest(
         rank(store, **filters)
 
 
+def kept(store: Store, where: str, **options: Any) -> list[tuple[int | None, str]]:
+    return [(row.rank, row.mixer) for group in rank(store, where=where, **options) for row in group.rows]
+
+
+def test_where_keeps_rows_before_they_are_ranked(store: Store, add: Add) -> None:
+    add("halo", top1=90.0, seed=0)
+    add("halo", top1=92.0, seed=1)
+    add("swin", top1=85.0, latency=5.0)
+    add("sra", top1=60.0, scale="tiny", latency=None)
+    add("pool", top1=None)
+    assert kept(store, "top1<86") == [(1, "swin"), (2, "sra")]
+    assert kept(store, "seeds>=2") == [(1, "halo")]
+    assert kept(store, "top1>90 and top1_sd>1") == [(1, "halo")]  # of means, not of seeds
+    assert kept(store, "top-1>80 and latency<=5") == kept(store, "mixer=swin") == [(1, "swin")]
+    assert kept(store, "latency!=10") == [(1, "swin")]  # of sra it is not known
+    assert kept(store, "not latency>0") == [(1, "sra")]
+    assert kept(store, "mixer in (sra, pool) or scale=tiny", sort="latency") == [(1, "pool"), (None, "sra")]
+    assert rank(store, where="top1>99") == []
+
+
+def test_where_knows_what_the_rows_of_a_group_share(store: Store, add: Add) -> None:
+    add("halo")
+    add("swin", recipe_name="fashion", device="cuda", hardware="Some GPU", precision="bf16")
+    run = add("sra", data_name="other", weights="a.pth")
+    store.record(run, Measurement("profile", "disturbed", 1, "", "batch=1,threads=2"))
+    store.refresh_summaries()
+    for where in ("recipe=fashion", "device=cuda and precision=bf16", "hardware~gpu", "recipe!=quick"):
+        assert kept(store, where) == [(1, "swin")], where
+    for where in ("data=other", "weights~A.PTH", "disturbed=yes", 'weights!=""'):
+        assert kept(store, where) == [(1, "sra")], where
+    assert len(kept(store, "latency_condition~threads")) == 3
+    with pytest.raises(ValueError, match=r"Unknown field 'recipes'\. Did you mean 'recipe'\?"):
+        rank(store, where="recipes=quick")
+    with pytest.raises(ValueError, match="Unknown column 'rank'"):
+        rank(store, where="rank=1")
+
+
+def test_where_chooses_runs_too(store: Store, add: Add) -> None:
+    ids = [
+        add("halo", seed=seed, recipe_name=name) for seed, name in enumerate(("quick", "fashion", "quick"))
+    ]
+    add("swin", state="failed")
+
+    def found(where: str) -> list[str]:
+        return [run.id for run in finished(store, where=where)]
+
+    assert found("recipe=quick and seed>0") == [ids[2]]
+    assert found("created>2020-01-01 and threads=2 and git_dirty=no") == list(reversed(ids))
+    assert found("run=" + ids[1]) == [ids[1]]
+    assert found("created<2020-01-01") == []
+    with pytest.raises(ValueError, match="not filtered by their state"):  # which is more than is written
+        found("state=done")
+
+
+def test_a_front_keeps_the_ranks_of_all(store: Store, add: Add) -> None:
+    for mixer, top1, latency in (
+        ("halo", 90.0, 9.0),
+        ("swin", 85.0, 9.5),
+        ("sra", 80.0, 5.0),
+        ("pool", 70.0, 5.0),
+    ):
+        add(mixer, top1=top1, latency=latency)
+    add("dwconv", latency=None)
+    add("identity", top1=None, latency=1.0)
+    assert kept(store, "top1>0", pareto="latency") == [(1, "halo"), (4, "sra")]
+    assert kept(store, "top1>0", pareto="params", limit=1) == [(1, "halo")]
+    [group] = rank(store, pareto="latency")
+    assert tables.notes(group) == ["the Pareto front of top-1 against latency: 2 of 6"]
+    for name in ("mixer", "recipe", "runs"):
+        with pytest.raises(ValueError, match=f"Unknown column '{name}'"):
+            rank(store, pareto=name)
+
+
+def test_of_throughput_more_is_cheaper(store: Store, new_run: NewRun) -> None:
+    for mixer, top1, rate in (("halo", 90.0, 1000.0), ("swin", 85.0, 2000.0), ("sra", 80.0, 1500.0)):
+        numbers = {measured.TOP1: top1, "profile.best_throughput@batches=1": rate}
+        measured.add(store, new_run, numbers, mixer=mixer)
+    assert kept(store, "top1>0", pareto="images/s") == [(1, "halo"), (2, "swin")]
+
+
+def test_a_minus_turns_the_order_round(store: Store, add: Add) -> None:
+    for mixer, top1 in (("halo", 90.0), ("swin", 50.0), ("sra", 89.9)):
+        add(mixer, top1=top1)
+    [group] = rank(store, sort="-top1")
+    assert [(row.rank, row.tied, row.mixer) for row in group.rows] == [
+        (1, False, "swin"),
+        (2, True, "sra"),
+        (2, True, "halo"),
+    ]
+    assert group.ranked_by == "top1"
+
+
+def test_any_field_is_a_column(store: Store, add: Add) -> None:
+    run = add("halo", backend="plain")
+    [group] = rank(store, columns=["mixer", "recipe", "MACs", "runs", "images", "disturbed", "backend"])
+    names = tables.shown(group, ["mixer", "recipe", "MACs", "runs", "images", "disturbed", "backend"])
+    assert tables.headers(group, names)[1:4] == ("mixer", "recipe", "MACs")
+    [row] = group.rows
+    assert tables.cells(row, group, names) == (
+        *("1", "halo (plain)", "quick", "0.86 G", run, "2,000", "no", "plain"),
+    )
+
+
 # Words and exports
 
 
@@ -401,11 +511,11 @@ def test_machine_formats_hold_raw_numbers(store: Store, add: Add) -> None:
     run = add(top1=88.7)
     add("swin", top1=None)
     groups = rank(store)
-    halo, swin = json.loads(tables.to_json(groups))
+    halo, swin = json.loads(formats.to_json(groups))
     assert (halo["top1"], halo["macs"], halo["runs"]) == (88.7, 0.86e9, [run])
     assert (halo["recipe_digest"], halo["latency_condition"]) == ("3f9c21aa8b10", "batch=1,threads=2")
     assert (swin["rank"], swin["top1"], swin["mixer"]) == (None, None, "swin")
-    lines = list(csv.DictReader(io.StringIO(tables.to_csv(groups))))
+    lines = list(csv.DictReader(io.StringIO(formats.to_csv(groups))))
     assert [(line["mixer"], line["top1"], line["parameters"]) for line in lines] == [
         ("halo", "88.7", "4389672.0"),
         ("swin", "", "4389672.0"),
@@ -416,20 +526,12 @@ def test_machine_formats_hold_raw_numbers(store: Store, add: Add) -> None:
 def test_markdown_and_latex(store: Store, add: Add) -> None:
     add(top1=88.7, data_name="my_data & more")
     groups = rank(store)
-    markdown = tables.to_markdown(groups).splitlines()
+    markdown = formats.to_markdown(groups).splitlines()
     assert markdown[0].startswith("**recipe quick (3f9c21aa8b10), data my_data & more, Some CPU")
     assert {line.count("|") for line in markdown[2:5]} == {len(tables.HEADERS) + 1}
     assert "MACs" in markdown[2]
-    latex = tables.to_latex(groups)
+    latex = formats.to_latex(groups)
     assert r"data my\_data \& more" in latex
     assert latex.count("{") == latex.count("}")
     rows = latex.partition(r"\toprule")[2].partition(r"\bottomrule")[0].replace(r"\midrule", "").strip()
     assert [line.count(" & ") for line in rows.splitlines() if line] == [len(tables.HEADERS) - 1] * 2
-
-
-def test_a_frame_has_a_line_per_row(store: Store, add: Add) -> None:
-    assert leaderboard.frame(store).empty
-    add("halo", top1=88.7)
-    add("swin", top1=87.0)
-    table = leaderboard.frame(store, sort="top1").to_dict("list")
-    assert (table["mixer"], table["top1"]) == (["halo", "swin"], [88.7, 87.0])

@@ -7,7 +7,22 @@ from typing import Annotated
 import typer
 
 from stmbench import __version__
-from stmbench.cli import bench, compare, errors, info, mixers, plot, results, run, show
+from stmbench.cli import (
+    bench,
+    compare,
+    db,
+    errors,
+    export,
+    info,
+    mixers,
+    plot,
+    report,
+    reproduce,
+    results,
+    run,
+    show,
+    sweep,
+)
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -17,13 +32,18 @@ app = typer.Typer(
 )
 app.command()(run.run)
 app.command()(run.resume)
+app.command()(sweep.sweep)
+app.command()(reproduce.reproduce)
 app.command()(bench.bench)
 app.command()(results.leaderboard)
 app.command()(compare.compare)
 app.command()(results.runs)
 app.command()(show.show)
+app.command()(export.export)
 app.add_typer(plot.app, name="plot")
+app.command()(report.report)
 app.add_typer(mixers.app, name="mixers")
+app.add_typer(db.app, name="db")
 app.command()(info.recipes)
 app.command()(info.doctor)
 
@@ -51,6 +71,7 @@ def main() -> None:
             stream.reconfigure(errors="replace")
     debug = "--debug" in sys.argv  # wherever it was typed
     arguments = [argument for argument in sys.argv[1:] if argument != "--debug"]
+    errors.follow_log()
     try:
         app(arguments)
     except Exception as error:

@@ -39,6 +39,9 @@ def compare(
     scale: Annotated[str | None, typer.Option(help="Only runs at this scale, for networks.")] = None,
     recipe: Annotated[str | None, typer.Option(help="Only runs of this recipe, for networks.")] = None,
     data: Annotated[str | None, typer.Option(help="Only runs on this data set, for networks.")] = None,
+    where: Annotated[
+        str | None, typer.Option(metavar="FILTER", help='Only runs that this holds for: "seed in (0, 1)".')
+    ] = None,
     force: Annotated[bool, typer.Option("--force", help="Even if data, recipes or images differ.")] = False,
     format_: Annotated[Format, typer.Option("--format", help="How to print it.")] = Format.TABLE,
     db: Database = DEFAULT,
@@ -48,7 +51,9 @@ def compare(
     from stmbench.store import open_store
 
     with open_store(db, create=False) as store:
-        found = comparing.compare(store, sides, scale=scale, recipe_name=recipe, data=data, force=force)
+        found = comparing.compare(
+            store, sides, scale=scale, recipe_name=recipe, data=data, where=where, force=force
+        )
     if format_ is Format.JSON:
         typer.echo(json.dumps(comparing.record(found), indent=2, ensure_ascii=False))
     else:

@@ -5,6 +5,7 @@ A warning is one line too, and the command goes on.
 
 import contextlib
 import errno
+import logging
 from collections.abc import Iterator
 
 from rich.console import Console
@@ -20,6 +21,16 @@ def show(error: Exception, where: str = "") -> None:
 def warn(text: str) -> None:
     """Print a warning to stderr as one line."""
     Console(stderr=True, soft_wrap=True).print(f"[yellow]Warning:[/] {escape(text)}", highlight=False)
+
+
+def follow_log() -> None:
+    """Print what our modules log, such as the copy that an upgrade of the database keeps, as warnings."""
+
+    class Warnings(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            warn(record.getMessage())
+
+    logging.getLogger("stmbench").handlers = [Warnings()]
 
 
 @contextlib.contextmanager

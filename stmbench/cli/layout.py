@@ -3,14 +3,17 @@
 import math
 import sys
 from collections.abc import Sequence
-from datetime import timedelta
 
 from rich import box
+from rich.cells import cell_len
 from rich.console import Console, RenderableType
 from rich.table import Table
 
+from stmbench.readable import DASH as DASH
+from stmbench.readable import duration as duration
+from stmbench.readable import value as value
+
 UNLIMITED = 10_000  # characters in a line
-DASH = "\N{EN DASH}"
 BARS = "▁▂▃▄▅▆▇█"
 _STATE_STYLES = {"done": "green", "running": "cyan", "failed": "red", "interrupted": "yellow"}
 
@@ -42,37 +45,32 @@ def table(*headers: str, right: Sequence[str] = (), wrap: Sequence[str] = ()) ->
     return made
 
 
+def firm(table: Table) -> Table:
+    """The table, whose columns that do not wrap need the width of their cells, and not that of a word."""
+    for column in table.columns:
+        if column.no_wrap:
+            texts = (str(cell) for cell in (column.header, *column.cells))
+            column.min_width = max(cell_len(line) for text in texts for line in text.splitlines() or [""])
+    return table
+
+
 def state(text: str) -> str:
     """A run's or a stage's state in its colour."""
     return f"[{_STATE_STYLES[text]}]{text}[/]"
 
 
-def value(number: float, digits: int = 4) -> str:
-    """Whole and large numbers in full, others with so many significant digits."""
-    if math.isfinite(number) and (number == int(number) or abs(number) >= 1e6):
-        return f"{int(number):,}"
-    return f"{number:,.1f}" if abs(number) >= 1000 else f"{number:.{digits}g}"
-
-
-def duration(time: timedelta) -> str:
-    """``12.3 s``, ``3:25`` (minutes) or ``1:03:25``."""
-    seconds = time.total_seconds()
-    if seconds < 60:
-        return f"{seconds:.1f} s"
-    minutes, hours = int(seconds) // 60 % 60, int(seconds) // 3600
-    return (f"{hours}:{minutes:02}" if hours else f"{minutes}") + f":{int(seconds) % 60:02}"
-
-
-def sparkline(values: Sequence[float], *, most: float | None = None, width: int = 20) -> str:
-    """A bar for each value, from 0 (or the least, if negative) to `most`; evenly spread ones of too many."""
+def sparkline(
+    values: Sequence[float], *, least: float | None = None, most: float | None = None, width: int = 20
+) -> str:
+    """A bar for each value, from `least` (0, or lower) to `most`; of too many, of evenly spread ones."""
     if len(values) > width:
         values = [values[round(i * (len(values) - 1) / (width - 1))] for i in range(width)]
     there = [number for number in values if math.isfinite(number)]
-    low, high = min(there, default=0), max(there, default=0) if most is None else most
-    low = min(low, 0)
+    low = min([0, *there]) if least is None else least
+    high = max(there, default=0) if most is None else most
     span = (high - low) or 1
     steps = len(BARS) - 1
     return "".join(
-        BARS[min(steps, round((number - low) / span * steps))] if math.isfinite(number) else " "
+        BARS[max(0, min(steps, round((number - low) / span * steps)))] if math.isfinite(number) else " "
         for number in values
     )

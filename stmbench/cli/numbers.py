@@ -1,13 +1,16 @@
 """A run's numbers in few lines: what belongs together stands together.
 
 An interval stands behind its number. Numbers that differ in how strong something was are one line with a bar
-for each; in a share of one whole, one line with a column for each; in which thing was looked at (a transform,
-a corruption, a level), one line for each thing. Any other number has a line of its own.
+for each; in a share of one whole or in the batch, one line with a column for each; in which thing was looked
+at (a transform, a corruption, a level, a part of the network), one line for each thing. Any other number has
+a line of its own.
 """
 
+import dataclasses
+import math
 import re
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from rich.console import Console, ConsoleOptions, Group, RenderResult
@@ -15,14 +18,16 @@ from rich.markup import escape
 from rich.measure import Measurement as Width
 from rich.table import Table
 
-from stmbench.cli.layout import DASH, UNLIMITED, sparkline, table, value
+from stmbench.cli.layout import DASH, UNLIMITED, sparkline, table
+from stmbench.readable import unit, value
 from stmbench.record import Measurement, parts_of
 
 # Parts of a condition, and what becomes of the numbers that have one; of several the first here decides.
 _BARS = ("strength", "severity", "shift")
-_COLUMNS = {"share": "{} %"}  # and how its values head the columns
-_LINES = ("transform", "corruption", "set", "level")
+_COLUMNS = {"share": "{} %", "batch": "batch {}"}  # and how its values head the columns
+_LINES = ("transform", "corruption", "set", "level", "part")
 _NUMBER = "number"  # heads the names of numbers, beside the parts of conditions
+_ENDS = {"stem": 0, "head": 2}  # a network's parts in its order, any others by name between
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,9 +40,17 @@ class Number:
     high: float | None
 
     @property
+    def text(self) -> str:
+        return value(self.of.value / unit(self.of.unit)[0])
+
+    @property
+    def unit(self) -> str:
+        return unit(self.of.unit)[1]
+
+    @property
     def name(self) -> str:
         """Its name and unit."""
-        return " ".join(dict.fromkeys(filter(None, (self.of.name, self.of.unit))))
+        return " ".join(dict.fromkeys(filter(None, (self.of.name, self.unit))))
 
     @property
     def interval(self) -> str:
@@ -60,40 +73,84 @@ def folded(measurements: Iterable[Measurement]) -> list[Number]:
     return numbers
 
 
-def told(measurements: Sequence[Measurement]) -> list[Table | Group]:
-    """Tables of all numbers that are not points of a training curve."""
-    groups: dict[tuple[str, str, str], list[Number]] = defaultdict(list)
+def _by_part(numbers: Sequence[Number]) -> list[Number]:
+    """The numbers, with a part of the network where a name ends in one: ``macs.level1.mixers``.
+
+    Parts are what several names end in, and what those parts have themselves. Of one network all were counted
+    under one condition.
+    """
+    ends = [number.of.name.partition(".")[::2] for number in numbers]
+    stems: defaultdict[str, set[str]] = defaultdict(set)
+    for stem, end in ends:
+        stems[end] |= {stem}
+    parts = {end for end, names in stems.items() if end and len(names) > 1}
+    inner = {end.rpartition(".")[2] for end in stems if end.partition(".")[0] in parts and "." in end}
+    found = []
+    for number, (stem, end) in zip(numbers, ends, strict=True):
+        if end in parts or end in inner or end.partition(".")[0] in parts:
+            of = dataclasses.replace(number.of, name=stem)
+            number = dataclasses.replace(number, of=of, parts={"part": end})
+        found.append(number)
+    return found
+
+
+def told(measurements: Sequence[Measurement]) -> list[Group]:
+    """Stage by stage, tables of all numbers that are not points of a training curve."""
+    stages: dict[str, list[Number]] = defaultdict(list)
     for number in folded(m for m in measurements if m.step == 0):
+        stages[number.of.stage].append(number)
+    return [part for stage, numbers in stages.items() for part in _stage(stage, numbers)]
+
+
+def _stage(stage: str, numbers: Sequence[Number]) -> list[Group]:
+    """First the numbers on their own, under what most conditions have in common, then those alike."""
+    groups: dict[tuple[str, str], list[Number]] = defaultdict(list)
+    for number in _by_part(numbers) if stage == "build" else numbers:
         keys = (key for key in (*_BARS, *_COLUMNS, *_LINES) if key in number.parts)
         key = "" if number.of.reason else next(keys, "")
-        groups[number.of.stage, number.parts.get("protocol", "") if key else "", key].append(number)
-    alike = {group: numbers for group, numbers in groups.items() if group[2] and len(numbers) > 1}
-    single = [number for group, numbers in groups.items() if group not in alike for number in numbers]
-    tables = [_group(stage, key, numbers) for (stage, _, key), numbers in alike.items()]
-    return [_lines(single)] * bool(single) + tables
+        groups[number.parts.get("protocol", "") if key else "", key].append(number)
+    alike = {
+        group: members
+        for group, members in groups.items()
+        if group[1] and len({number.parts[group[1]] for number in members}) > 1
+    }
+    single = [number for group, members in groups.items() if group not in alike for number in members]
+    common = _common([number.of.condition for number in numbers if number.of.condition])
+    caption = f"[bold]{stage}[/]  [dim]{escape(', '.join(common))}[/]"
+    tables = [_group(stage, key, members) for (_, key), members in alike.items()]
+    return [Group(caption, _lines(single, common))] * bool(single) + tables
 
 
-def _lines(numbers: Sequence[Number]) -> Table:
-    """One line per number; what most conditions of a stage have in common is said once, in its last line."""
-    sure = ["95 %"] * any(number.interval for number in numbers)
-    headers = ("stage", "number", "value", *sure, "unit", "condition")
-    made = table(*headers, right=("value",), wrap=("condition",))
-    stages: dict[str, list[Number]] = defaultdict(list)
-    for number in numbers:
-        stages[number.of.stage].append(number)
-    for stage, members in stages.items():
-        common = _common([number.of.condition for number in members if number.of.condition])
-        for number in members:
-            m, parts = number.of, number.of.condition.split(",")
-            if all(part in parts for part in common):
-                parts = [part for part in parts if part not in common]
-            said = "[red]failed[/]" if m.reason else value(m.value)
-            where = escape(": ".join(filter(None, [", ".join(parts), m.reason])))
-            made.add_row(stage, escape(m.name), said, *[number.interval] * len(sure), escape(m.unit), where)
-        if common:
-            blank = [""] * (2 + len(sure))
-            made.add_row(stage, "[dim]the rest at[/]", *blank, f"[dim]{escape(', '.join(common))}[/]")
+def _lines(numbers: Sequence[Number], common: Sequence[str] = ()) -> Table:
+    """One line per number, with what its condition says beside the `common` parts."""
+    lines = []
+    for number, parts in _merged(numbers):
+        said = [f"{key}={text}" for key, text in parts.items()]
+        if {part.partition("=")[0] for part in common} <= parts.keys():
+            said = [part for part in said if part not in common]
+        where = ": ".join(filter(None, [", ".join(said), number.of.reason]))
+        text = "[red]failed[/]" if number.of.reason else number.text
+        lines.append((escape(number.of.name), text, number.interval, number.unit, escape(where)))
+    headers = ("number", "value", "95 %", "unit", "condition")
+    filled = [i for i, header in enumerate(headers) if header == "number" or any(line[i] for line in lines)]
+    made = table(*(headers[i] for i in filled), right=("value",), wrap=("condition",))
+    for line in lines:
+        made.add_row(*(line[i] for i in filled))
     return made
+
+
+def _merged(numbers: Sequence[Number]) -> Iterator[tuple[Number, Mapping[str, str]]]:
+    """Numbers with the parts of their conditions; those that are equal under every one of several are one."""
+    alike: dict[tuple[str, ...], list[Number]] = defaultdict(list)
+    for number in numbers:
+        alike[number.of.name, number.unit, number.text, number.interval, number.of.reason].append(number)
+    for members in alike.values():
+        names = dict.fromkeys(name for number in members for name in number.parts)
+        values = {name: dict.fromkeys(number.parts.get(name, "") for number in members) for name in names}
+        if math.prod(map(len, values.values())) == len(members):
+            yield members[0], {name: "|".join(found) for name, found in values.items()}
+        else:
+            yield from ((number, number.parts) for number in members)
 
 
 def _common(conditions: Sequence[str]) -> list[str]:
@@ -118,10 +175,10 @@ def _group(stage: str, key: str, numbers: Sequence[Number]) -> Group:
     shown = [name for name in values if len(values[name]) > 1 or name in (key, _NUMBER)]
     shown.sort(key=lambda name: (len(values[name]), name != key))  # what changes least often first
     heads = [[parts.get(name, "") for name in shown] for parts in everything]
-    lines = sorted(zip(heads, rows.values(), strict=True), key=lambda line: list(map(_natural, line[0])))
-    common = ", ".join(f"{name}={next(iter(values[name]))}" for name in sorted(values) if name not in shown)
-    made = _bars(key, shown, lines) if key in _BARS else _Columns(key, shown, lines, numbers)
-    return Group(f"[bold]{stage}[/] by {key}  [dim]{escape(common)}[/]", made)
+    lines = sorted(zip(heads, rows.values(), strict=True), key=lambda line: list(map(_order, line[0])))
+    common = [f"{name}={next(iter(values[name]))}" for name in sorted(values) if name not in shown]
+    made = _bars(key, shown, lines) if key in _BARS else _Columns(key, shown, lines, numbers, common)
+    return Group(f"[bold]{stage}[/] by {key}  [dim]{escape(', '.join(common))}[/]", made)
 
 
 _Lines = Sequence[tuple[Sequence[str], Mapping[str, Number]]]  # what heads a line, and its numbers by column
@@ -147,8 +204,15 @@ def _bars(key: str, shown: Sequence[str], lines: _Lines) -> Table:
 class _Columns:
     """A column for each share or name; in a narrow terminal the intervals give way, then the columns."""
 
-    def __init__(self, key: str, shown: Sequence[str], lines: _Lines, numbers: Sequence[Number]) -> None:
-        self.shown, self.lines, self.numbers = shown, lines, numbers
+    def __init__(
+        self,
+        key: str,
+        shown: Sequence[str],
+        lines: _Lines,
+        numbers: Sequence[Number],
+        common: Sequence[str],
+    ) -> None:
+        self.shown, self.lines, self.numbers, self.common = shown, lines, numbers, common
         self.names = list(dict.fromkeys(name for _, cells in lines for name in cells))
         if key in _COLUMNS:
             self.names.sort(key=_natural)
@@ -156,8 +220,8 @@ class _Columns:
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
         unbounded = options.update(max_width=UNLIMITED)
-        whole = self._table(lambda number: f"{value(number.of.value)} {number.interval}".strip(), wrap=False)
-        plain = self._table(lambda number: value(number.of.value), wrap=True)
+        whole = self._table(lambda number: f"{number.text} {number.interval}".strip(), wrap=False)
+        plain = self._table(lambda number: number.text, wrap=True)
         if Width.get(console, unbounded, whole).maximum <= options.max_width:
             yield whole
         elif Width.get(console, unbounded, plain).minimum <= options.max_width:
@@ -165,7 +229,7 @@ class _Columns:
             if any(number.interval for number in self.numbers):
                 yield "[dim]no room for the 95 % intervals[/]"
         else:
-            yield _lines(self.numbers)
+            yield _lines(self.numbers, self.common)
 
     def _table(self, text: Callable[[Number], str], *, wrap: bool) -> Table:
         made = table(*self.shown, *self.headers, right=self.headers, wrap=self.headers if wrap else ())
@@ -173,6 +237,10 @@ class _Columns:
             texts = (text(cells[name]) if name in cells else "" for name in self.names)
             made.add_row(*map(escape, head), *texts)
         return made
+
+
+def _order(text: str) -> tuple[int, float, str]:
+    return (_ENDS.get(text, 1), *_natural(text))
 
 
 def _natural(text: str) -> tuple[float, str]:

@@ -15,4 +15,7 @@ Mixers = Annotated[str | None, typer.Option(help="Only this mixer, or several: h
 Scales = Annotated[str | None, typer.Option(help="Only this scale, or several.")]
 Recipes = Annotated[str | None, typer.Option(help="Only runs of this recipe, or several.")]
 DataSets = Annotated[str | None, typer.Option(help="Only runs on this data set, or several.")]
+Where = Annotated[
+    str | None, typer.Option(metavar="FILTER", help='Only what this holds for: "scale=tiny and top1>70".')
+]
 Devices = Annotated[str | None, typer.Option(help="Only runs on cpu, cuda or mps.")]

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 
 import typer
 
-from stmbench.cli.options import DEFAULT, Database, DataSets, Devices, Mixers, Recipes, Scales
+from stmbench.cli.options import DEFAULT, Database, DataSets, Devices, Mixers, Recipes, Scales, Where
 
 if TYPE_CHECKING:
     from stmbench.measure.roofline import Ceilings, Point
@@ -57,6 +57,7 @@ def erf(
     recipe: Recipes = None,
     data: DataSets = None,
     device: Devices = None,
+    where: Where = None,
     size: Annotated[int, typer.Option(min=0, help="Pixels of the images; 0 for the recipe's.")] = 0,
     weights: Annotated[
         Weights | None, typer.Option(help="Of these weights; by default those the network is known by.")
@@ -68,7 +69,7 @@ def erf(
     """Draw effective receptive fields, level by level, on one colour scale; a picture per recipe and data."""
     from stmbench.pictures import erf as picture
 
-    with _finished(output, db, mixer, scale, recipe, data, device) as (store, runs):
+    with _finished(output, db, mixer, scale, recipe, data, device, where) as (store, runs):
         groups = picture.read(store, runs, size=size, weights=weights or "", control=control)
     more = f" --set 'erf.sizes=[{size}]'" if size else ""
     _draw(picture, groups, output, f"has such receptive fields: stmbench run --stage train,erf{more}")
@@ -81,6 +82,7 @@ def invariance(
     recipe: Recipes = None,
     data: DataSets = None,
     device: Devices = None,
+    where: Where = None,
     metric: Annotated[Metric, typer.Option(help="What stands upwards.")] = Metric.CONSISTENCY,
     protocol: Annotated[Protocol, typer.Option(help="Of which protocol.")] = Protocol.ONE,
     output: Output = Path("invariance.png"),
@@ -89,7 +91,7 @@ def invariance(
     """Draw what is still recognised as images are changed more and more; a picture per recipe and data."""
     from stmbench.pictures import invariance as picture
 
-    with _finished(output, db, mixer, scale, recipe, data, device) as (store, runs):
+    with _finished(output, db, mixer, scale, recipe, data, device, where) as (store, runs):
         groups = picture.read(store, runs, protocol=protocol, metric=metric)
     more = "" if protocol == Protocol.ONE else f""" --set 'invariance.protocols=["{protocol}"]'"""
     _draw(picture, groups, output, f"has such curves: stmbench run --stage train,invariance{more}")
@@ -102,13 +104,14 @@ def equivariance(
     recipe: Recipes = None,
     data: DataSets = None,
     device: Devices = None,
+    where: Where = None,
     output: Output = Path("equivariance.png"),
     db: Database = DEFAULT,
 ) -> None:
     """Draw how well each level's features move with the image; a picture per recipe and data."""
     from stmbench.pictures import invariance as picture
 
-    with _finished(output, db, mixer, scale, recipe, data, device) as (store, runs):
+    with _finished(output, db, mixer, scale, recipe, data, device, where) as (store, runs):
         groups = picture.read(store, runs, protocol=picture.EQUIVARIANCE, metric="equivariance")
     _draw(picture, groups, output, "has such curves: stmbench run --stage train,invariance")
 
@@ -120,13 +123,14 @@ def curves(
     recipe: Recipes = None,
     data: DataSets = None,
     device: Devices = None,
+    where: Where = None,
     output: Output = Path("curves.png"),
     db: Database = DEFAULT,
 ) -> None:
     """Draw losses, top-1 and learning rate by epoch; a picture per recipe and data."""
     from stmbench.pictures import curves as picture
 
-    with _finished(output, db, mixer, scale, recipe, data, device) as (store, runs):
+    with _finished(output, db, mixer, scale, recipe, data, device, where) as (store, runs):
         groups = picture.read(store, runs)
     _draw(picture, groups, output, "was trained: stmbench run --stage train")
 
@@ -138,6 +142,7 @@ def pareto(
     recipe: Recipes = None,
     data: DataSets = None,
     device: Devices = None,
+    where: Where = None,
     x: Annotated[
         str, typer.Option("--x", help="Costs, with commas between.")
     ] = "macs,parameters,latency,memory",
@@ -152,7 +157,7 @@ def pareto(
     style.check(output)
     with open_store(db, create=False) as store:
         groups = leaderboard.rank(
-            store, mixer=mixer, scale=scale, recipe_name=recipe, data=data, device=device
+            store, mixer=mixer, scale=scale, recipe_name=recipe, data=data, device=device, where=where
         )
         boards = picture.read(store, groups, x)
     _draw(picture, boards, output, "has top-1 and such a cost: stmbench run --stage build,train,eval,profile")
@@ -165,6 +170,7 @@ def roofline(
     recipe: Recipes = None,
     data: DataSets = None,
     device: Devices = None,
+    where: Where = None,
     output: Output = Path("roofline.png"),
     db: Database = DEFAULT,
 ) -> None:
@@ -176,7 +182,7 @@ def roofline(
     style.check(output)
     with open_store(db, create=False) as store:
         groups = leaderboard.rank(
-            store, mixer=mixer, scale=scale, recipe_name=recipe, data=data, device=device
+            store, mixer=mixer, scale=scale, recipe_name=recipe, data=data, device=device, where=where
         )
         ids = {run for group in groups for row in group.rows for run in row.runs}
         found = _read(store, [run for run in store.runs() if run.id in ids])
@@ -190,14 +196,14 @@ def roofline(
 @contextmanager
 def _finished(output: Path, db: str, *filters: str | None) -> "Iterator[tuple[Store, list[RunRecord]]]":
     """The results, and the finished runs in them that pass the filters of every command."""
-    from stmbench import leaderboard, style
+    from stmbench import selection, style
     from stmbench.store import open_store
 
     style.check(output)
-    mixer, scale, recipe, data, device = filters
+    mixer, scale, recipe, data, device, where = filters
     with open_store(db, create=False) as store:
-        runs = leaderboard.finished(
-            store, mixer=mixer, scale=scale, recipe_name=recipe, data=data, device=device
+        runs = selection.finished(
+            store, mixer=mixer, scale=scale, recipe_name=recipe, data=data, device=device, where=where
         )
         yield store, runs
 

@@ -13,6 +13,7 @@ from rich.console import Console
 from rich.markup import escape
 
 from stmbench.cli import errors
+from stmbench.cli.db import warn_of_network
 from stmbench.cli.options import DEFAULT, Database
 
 if TYPE_CHECKING:
@@ -91,25 +92,27 @@ def resume(
     from stmbench import runner
     from stmbench.store import open_store
 
+    warn_of_network(db)
     console, store = Console(soft_wrap=True), open_store(db, create=False)
-    _follow_all(console, store, iter([runner.reopen(run, store)]), db)
+    follow_all(console, store, iter([runner.reopen(run, store)]), db)
 
 
 def _run_all(console: Console, asked: "Request", db: str) -> None:
     from stmbench import runner
     from stmbench.store import open_store
 
+    warn_of_network(db)
     store = open_store(db)
     store.reap()
-    _follow_all(console, store, runner.start(asked, store), db)
+    follow_all(console, store, runner.start(asked, store), db)
 
 
-def _follow_all(console: Console, store: "Store", jobs: "Iterator[Job]", db: str) -> None:
+def follow_all(console: Console, store: "Store", jobs: "Iterator[Job]", db: str) -> None:
     """Follow runs one after the other; a failed one does not keep the next from running."""
-    option = "" if db == os.environ.get("STMBENCH_DB", DEFAULT) else f" --db {db}"
+    option = db_option(db)
     done: list[str] = []
     code = 0
-    with _terminated_as_interrupt(), errors.fallbacks():
+    with terminated_as_interrupt(), errors.fallbacks():
         for job in jobs:
             run_id = job.folder.name
             try:
@@ -125,7 +128,7 @@ def _follow_all(console: Console, store: "Store", jobs: "Iterator[Job]", db: str
                 errors.show(error, f"{run_id}: ")
                 code = errors.exit_code(error)
     if done:
-        _close(console, store, done, option)
+        close(console, store, done, option)
     if code:
         raise typer.Exit(code)
 
@@ -149,7 +152,13 @@ def _follow(console: Console, store: "Store", job: "Job") -> None:
                 drawer.draw(event)
 
 
-def _close(console: Console, store: "Store", done: list[str], option: str) -> None:
+def db_option(db: str) -> str:
+    """What a command that is recommended needs to find these results."""
+    return "" if db == os.environ.get("STMBENCH_DB", DEFAULT) else f" --db {db}"
+
+
+def close(console: Console, store: "Store", done: list[str], option: str) -> None:
+    """Rank runs that are done, and say where to read on."""
     from stmbench.cli import results
 
     results.summary(console, store, done)
@@ -161,7 +170,7 @@ def _close(console: Console, store: "Store", done: list[str], option: str) -> No
 
 
 @contextlib.contextmanager
-def _terminated_as_interrupt() -> Iterator[None]:
+def terminated_as_interrupt() -> Iterator[None]:
     """Let SIGTERM end a run as Ctrl-C does: recorded as interrupted, resumable."""
 
     def interrupt(*_: object) -> None:

@@ -1,11 +1,12 @@
 """`stmbench show`: the whole story of one run. It imports no torch."""
 
-import math
+import re
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Annotated
 
 import typer
+from rich.console import Console, ConsoleOptions, RenderResult
 from rich.markup import escape
 from rich.table import Table
 
@@ -17,21 +18,25 @@ if TYPE_CHECKING:
     from stmbench.record import Measurement
     from stmbench.store import RunRecord, Store
 
-_WORTH_BARS = 3  # epochs
+_WIDEST = 60  # bars in a curve
+_SCORES = re.compile(r"top\d")  # curves of which the most is the best
+_LOSSES = re.compile(r"(val )?loss")  # and those of which the least is
 
 
 def show(
     run: Annotated[str, typer.Argument(help="The run's id, or enough of its beginning to be the only one.")],
+    epochs: Annotated[bool, typer.Option("--epochs", help="Every epoch's numbers below the curves.")] = False,
     db: Database = DEFAULT,
 ) -> None:
-    """Tell the whole story of a run: what, with what, stages, numbers, curves and files."""
+    """Tell the whole story of a run: what, with what, stages, curves, numbers and files."""
     from stmbench.store import open_store
 
     with open_store(db, create=False) as store:
         record = store.run(run)
         measurements = store.measurements(record.id)
-        parts = [_facts(record), _stages(store, record), *told(measurements)]
-        parts += [_curves(measurements), _files(store, record)]
+        curves = _curves(measurements)
+        parts = [_facts(record), _stages(store, record), _Curves(curves) if curves else None]
+        parts += [_epochs(curves) if epochs else None, *told(measurements), _files(store, record)]
     layout.print_parts(*parts)
 
 
@@ -65,28 +70,76 @@ def _facts(run: "RunRecord") -> Table:
 
 
 def _stages(store: "Store", run: "RunRecord") -> Table | None:
-    table = layout.table("stage", "state", "started", "took", "reason", right=("took",), wrap=("reason",))
-    for stage in store.stages(run.id):
+    stages = store.stages(run.id)
+    reason = ["reason"] * any(stage.reason for stage in stages)
+    table = layout.table("stage", "state", "started", "took", *reason, right=("took",), wrap=("reason",))
+    for stage in stages:
         took = layout.duration(stage.ended - stage.started) if stage.ended else ""
         started = f"{stage.started.astimezone():%H:%M:%S}"
-        table.add_row(stage.name, layout.state(stage.state), started, took, escape(stage.reason))
+        table.add_row(
+            stage.name, layout.state(stage.state), started, took, *[escape(stage.reason)] * len(reason)
+        )
     return table if table.row_count else None
 
 
-def _curves(measurements: "Sequence[Measurement]") -> Table | None:
-    """One line per epoch, one column per name (and condition) measured at every epoch; bars on top."""
-    epochs: dict[int, dict[str, float]] = defaultdict(dict)
+_Curve = Mapping[int, float]  # by epoch
+
+
+def _curves(measurements: "Sequence[Measurement]") -> dict[str, _Curve]:
+    """What was measured at every epoch, by its name and condition."""
+    curves: defaultdict[str, dict[int, float]] = defaultdict(dict)
     for m in measurements:
         if m.step:
             under = " ".join(part.partition("=")[2] for part in m.condition.split(","))
-            epochs[m.step][f"{m.name} {under}".strip().replace("_", " ")] = m.value
-    names = list(dict.fromkeys(name for values in epochs.values() for name in values))
-    table = layout.table("epoch", *names, right=("epoch", *names), wrap=names)
-    if len(epochs) >= _WORTH_BARS:
-        points = [[epochs[epoch].get(name, math.nan) for epoch in sorted(epochs)] for name in names]
-        table.add_row("all", *(layout.sparkline(values, width=7) for values in points))
-    for epoch, values in sorted(epochs.items()):
-        table.add_row(str(epoch), *(layout.value(values[name]) if name in values else "" for name in names))
+            curves[f"{m.name} {under}".strip().replace("_", " ")][m.step] = m.value
+    return {name: dict(sorted(curve.items())) for name, curve in curves.items()}
+
+
+class _Curves:
+    """A line per curve: as many bars as there is room for, and its first, best and last number."""
+
+    def __init__(self, curves: Mapping[str, _Curve]) -> None:
+        self.curves = curves
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        steps = [step for curve in self.curves.values() for step in curve]
+        epochs = f"epochs {layout.DASH.join(dict.fromkeys((str(min(steps)), str(max(steps)))))}"
+        numbers = ("first", "best", "epoch", "last")
+        rows = {name: _told(name, curve) for name, curve in self.curves.items()}
+        taken = max(map(len, rows)) + 2
+        taken += sum(
+            2 + max(len(head), *map(len, cells)) for head, *cells in zip(numbers, *rows.values(), strict=True)
+        )
+        room = max(len(epochs), min(_WIDEST, options.max_width - taken))
+        table = layout.table("curve", epochs, *numbers, right=numbers, wrap=("curve",))
+        for name, curve in self.curves.items():
+            values = list(curve.values())
+            least = (
+                min(values) if _best(name) else None
+            )  # of a score, what changed; of a rate, how much it is
+            table.add_row(escape(name), layout.sparkline(values, least=least, width=room), *rows[name])
+        yield table
+
+
+def _best(name: str) -> Callable[[Sequence[float]], float] | None:
+    return max if _SCORES.match(name) else min if _LOSSES.match(name) else None
+
+
+def _told(name: str, curve: _Curve) -> tuple[str, str, str, str]:
+    values, best = list(curve.values()), _best(name)
+    found = [value for value in values if value == value]  # less those that are no number
+    most = best(found) if best and found else None
+    where = "" if most is None else next(str(step) for step, value in curve.items() if value == most)
+    text = "" if most is None else layout.value(most)
+    return layout.value(values[0]), text, where, layout.value(values[-1])
+
+
+def _epochs(curves: Mapping[str, _Curve]) -> Table | None:
+    """One line per epoch, one column per curve."""
+    table = layout.table("epoch", *curves, right=("epoch", *curves), wrap=tuple(curves))
+    for epoch in sorted({step for curve in curves.values() for step in curve}):
+        cells = (layout.value(curve[epoch]) if epoch in curve else "" for curve in curves.values())
+        table.add_row(str(epoch), *cells)
     return table if table.row_count else None
 
 

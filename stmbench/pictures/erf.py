@@ -22,9 +22,7 @@ from stmbench.store import ArtifactRecord, RunRecord, Store
 
 RANDOM = "random"  # the kind of weights of the control
 SHARES = (20, 30, 50, 99)  # per cent
-_DARKEST = (
-    0.01  # of an even spread: all the pixels that are darker hold less than 1 % of the gradient together
-)
+DARKEST = 0.01  # of an even spread: all the pixels that are darker hold less than 1 % of the gradient
 _PANEL = 0.72  # inches
 _LEVELS = 4  # that a column of a paper has room for
 
@@ -137,7 +135,7 @@ def draw(group: Group[Fields], path: Path) -> None:
     shown = rows(group)
     levels = max(len(field.maps) for _, field in shown)
     most = max(float(np.nanmax(field.maps)) for _, field in shown)
-    norm = LogNorm(_DARKEST / shown[0][1].maps[0].size, most)
+    norm = LogNorm(DARKEST / shown[0][1].maps[0].size, most)
     height, width = (_PANEL + 0.32) * len(shown) + 0.6, style.COLUMN * max(1, levels / _LEVELS)
     with style.page(path, height, caption(group), width) as figure:
         figure.get_figure(root=True).get_layout_engine().set(w_pad=0.01, wspace=0, hspace=0)

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Generic, NamedTuple, TypeVar
 
 from stmbench import catalog, leaderboard
-from stmbench.leaderboard import Row
+from stmbench.rows import Row
 from stmbench.store import RunRecord
 
 T = TypeVar("T")

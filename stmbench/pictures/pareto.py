@@ -14,9 +14,10 @@ from typing import Any
 import numpy as np
 
 from stmbench import catalog, style
-from stmbench.leaderboard import Group, Row
+from stmbench.front import front
 from stmbench.pictures.networks import facts, family, named, place
 from stmbench.record import Measurement, parts_of
+from stmbench.rows import Group, Row
 from stmbench.store import Store
 
 COSTS = {"macs": "MACs", "parameters": "parameters", "latency": "latency", "memory": "memory"}
@@ -68,7 +69,7 @@ def read(store: Store, groups: Sequence[Group], costs: str = ",".join(COSTS)) ->
     """
     wanted = [catalog.known("cost", name.strip(), COSTS) for name in costs.split(",")]
     resident = store.headline(("profile",), ("peak_memory", "base_memory"))
-    seed_of = {run.id: run.seed for run in store.runs()}
+    runs = store.named([run for group in groups for row in group.rows for run in row.runs])
     boards = []
     for group in groups:
         rows = sorted(
@@ -76,7 +77,7 @@ def read(store: Store, groups: Sequence[Group], costs: str = ",".join(COSTS)) ->
         )
         scale, names = named(rows, [row.runs[0] for row in rows])
         points = [
-            Point(text, row, _costs(row, group, resident), sorted({seed_of[run] for run in row.runs}))
+            Point(text, row, _costs(row, group, resident), sorted({runs[run].seed for run in row.runs}))
             for text, row in zip(names, rows, strict=True)
         ]
         drawn = [cost for cost in wanted if any(cost in point.costs for point in points)]
@@ -105,16 +106,6 @@ def _costs(row: Row, group: Group, resident: Mapping[str, Sequence[Measurement]]
 
 def _at(m: Measurement) -> dict[str, str]:
     return {key: value for key, value in parts_of(m.condition).items() if key != "backend"}
-
-
-def front(points: Sequence[tuple[float, float]]) -> list[int]:
-    """Which (cost, value) pairs no other pair dominates, by cost."""
-    kept = [
-        i
-        for i, (cost, value) in enumerate(points)
-        if not any(c <= cost and v >= value and (c, v) != (cost, value) for c, v in points)
-    ]
-    return sorted(kept, key=lambda i: points[i])
 
 
 def caption(board: Board) -> str:

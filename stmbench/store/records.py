@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 State = Literal["running", "done", "failed", "interrupted"]
 
@@ -35,7 +35,8 @@ class NewRun:
     argv: Sequence[str] = ()
     git_commit: str = ""
     git_dirty: bool = False
-    versions: Mapping[str, str]  # of Python, torch, CUDA, timm, the driver
+    versions: Mapping[str, str]  # of Python, torch, CUDA, timm, the driver, and a digest of our sources
+    fingerprint: str = ""  # of all that decides its result: see `evidence.fingerprint`
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -52,7 +53,7 @@ class RunRecord(NewRun):
     host: str
     pid: int
     boot_id: str
-    process_started: float  # seconds since the epoch
+    process_started: float  # seconds since the machine's start; since 1970 where that is unknown
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,3 +77,38 @@ class ArtifactRecord:
     path: Path  # relative to the run's folder
     bytes: int
     sha256: str
+
+
+class Summary(NamedTuple):
+    """What a leaderboard reads of a finished run, its times taken in one way; None where there is none.
+
+    Two runs are of one `network`, or under one `protocol`, if these digests are equal.
+    """
+
+    run: str
+    network: str
+    protocol: str
+    seed: int
+    latency_condition: str  # "" without a latency
+    throughput_condition: str
+    parameters: float | None
+    macs: float | None
+    latency: float | None  # ms
+    throughput: float | None  # images/s, at the best batch
+    disturbed: float | None  # 1 if any of its times was taken while the machine was disturbed
+    top1: float | None  # per cent
+    images: float | None  # test images behind top1
+
+
+class StageTime(NamedTuple):
+    """How long a finished stage took, of which kind of run."""
+
+    mixer: str
+    scale: str
+    recipe_name: str
+    recipe_digest: str
+    data_fingerprint: str
+    hardware: str
+    epochs: int  # of its recipe
+    stage: str
+    seconds: float

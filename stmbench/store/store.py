@@ -7,21 +7,35 @@ it had. All methods may be called from several threads and processes at once.
 import dataclasses
 import difflib
 import hashlib
+import itertools
 import math
 import re
 import secrets
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from datetime import UTC, datetime
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from sqlalchemy import URL, Connection, Engine, Row, Table, delete, func, insert, select, update
+from sqlalchemy import (
+    URL,
+    ColumnElement,
+    Connection,
+    Engine,
+    Row,
+    Table,
+    delete,
+    func,
+    insert,
+    select,
+    update,
+)
 
 from stmbench.record import Artifact, Measurement
 from stmbench.store import database, process, tables
-from stmbench.store.records import ArtifactRecord, NewRun, RunRecord, StageRecord, State
+from stmbench.store.records import ArtifactRecord, NewRun, RunRecord, StageRecord, State, Summary
+from stmbench.store.summary import NUMBERS, summaries
 
 
 def open_store(url: str, *, create: bool = True) -> "Store":
@@ -42,6 +56,7 @@ def open_store(url: str, *, create: bool = True) -> "Store":
             raise ValueError(missing)
         _make_folder(file.parent)
     engine = database.connect(parsed)
+    renew = False
     try:
         with database.clear_errors(parsed):
             schema = database.schema_of(engine)
@@ -49,15 +64,16 @@ def open_store(url: str, *, create: bool = True) -> "Store":
                 raise ValueError(missing)
             if schema is None or schema < tables.SCHEMA:
                 database.upgrade(engine)
+                renew = schema is not None
             elif schema > tables.SCHEMA:
-                raise ValueError(
-                    f"The results at {where} were written by a newer stmbench (schema {schema}; this one "
-                    f"knows {tables.SCHEMA}). Upgrade stmbench, or give another database with --db."
-                )
+                raise database.newer(where, schema)
     except BaseException:
         engine.dispose()
         raise
-    return Store(engine, parsed, file.absolute().parent if file else Path("runs").absolute())
+    store = Store(engine, parsed, database.run_folder(parsed))
+    if renew:
+        store.refresh_summaries()
+    return store
 
 
 class Store:
@@ -67,6 +83,7 @@ class Store:
         self.folder = folder
         self._url = url
         self._engine = engine
+        self._watch = process.Watch(self._now)
         self._writer = engine.execution_options(writes=True)
 
     def __enter__(self) -> "Store":
@@ -86,25 +103,8 @@ class Store:
 
         The folder itself is not made.
         """
-        now = datetime.now(UTC)
-        values = {f.name: getattr(new, f.name) for f in dataclasses.fields(NewRun)} | process.identity()
-        for key, value in values.items():
-            if isinstance(value, tuple):
-                values[key] = list(value)
         with self._write() as connection:
-            run_id = _free_id(connection, _slug(new))
-            connection.execute(
-                insert(tables.run).values(
-                    id=run_id,
-                    folder=run_id,  # relative to ours, so that the results can be moved as a whole
-                    state="running",
-                    reason="",
-                    created=now,
-                    updated=now,
-                    heartbeat=now,
-                    **values,
-                )
-            )
+            run_id = _create(connection, new)
         return self.run(run_id)
 
     def reopen(self, run_id: str) -> RunRecord:
@@ -120,29 +120,45 @@ class Store:
                 raise ValueError(f"Run {run_id} is done: nothing to resume.")
             if run.state == "running":
                 raise ValueError(f"Run {run_id} is still running, as process {run.pid} on {run.host}.")
-            now = datetime.now(UTC)
-            values = {"state": "running", "reason": "", "updated": now, "heartbeat": now}
-            _close_stages(connection, run_id, run.state, run.reason, run.heartbeat)
-            _update_run(connection, run_id, **values, **process.identity())
+            _take_over(connection, run)
         return self.run(run_id)
 
     def beat(self, run_id: str) -> None:
         """Say that the run is alive; expected at least every few minutes while it is running."""
         with self._write() as connection:
-            _update_run(connection, run_id, heartbeat=datetime.now(UTC))
+            _update_run(connection, run_id, heartbeat=database.now(connection))
+            _take_back(connection, run_id)
 
     def end_run(self, run_id: str, state: State, reason: str = "") -> None:
         """Close a run, and with it any stage it left open."""
-        now = datetime.now(UTC)
         with self._write() as connection:
+            now = database.now(connection)
             _close_stages(connection, run_id, state, reason, now)
             _update_run(connection, run_id, state=state, reason=reason, updated=now, heartbeat=now)
+            self._summarise(connection, run_id)
+
+    def refresh_summaries(self, run_ids: Sequence[str] | None = None) -> None:
+        """Make the rows that leaderboards read again from the measurements, of these runs or of all."""
+        if run_ids is None:
+            run_ids = [row.id for row in self._fetch(select(tables.run.c.id))]
+        for some in _batches(run_ids):
+            with self._write() as connection:
+                for run_id in some:
+                    self._summarise(connection, run_id)
+
+    def _summarise(self, connection: Connection, run_id: str) -> None:
+        rows = tables.summary
+        connection.execute(delete(rows).where(rows.c.run == run_id))
+        run = self._run_record(connection.execute(select(tables.run).where(tables.run.c.id == run_id)).one())
+        for way, summary in enumerate(_summaries_of(connection, run)):
+            values = {**summary._asdict(), "way": way, "created": run.created}
+            connection.execute(insert(rows).values(values))
 
     def start_stage(self, run_id: str, stage: str) -> None:
         """Open a stage, or open it again: its curves go on, its other numbers are taken anew."""
-        now = datetime.now(UTC)
         rows = tables.measurement.c
         with self._write() as connection:
+            now = database.now(connection)
             old = delete(tables.measurement).where(rows.run == run_id, rows.stage == stage, rows.step == 0)
             connection.execute(old)
             values = {"state": "running", "started": now, "ended": None, "reason": ""}
@@ -151,9 +167,9 @@ class Store:
 
     def end_stage(self, run_id: str, stage: str, state: State = "done", reason: str = "") -> None:
         """Close a stage."""
-        now = datetime.now(UTC)
         rows = tables.stage.c
         with self._write() as connection:
+            now = database.now(connection)
             connection.execute(
                 update(tables.stage)
                 .where(rows.run == run_id, rows.name == stage)
@@ -193,9 +209,11 @@ class Store:
         with self._write() as connection:
             for row in connection.execute(query).all():
                 run = self._run_record(row)
-                if run.state == "interrupted":
+                now = database.now(connection)
+                if self._watch.is_from_the_future(run):  # counted from now on, or it would never be dead
+                    _update_run(connection, run.id, heartbeat=now)
+                elif run.state == "interrupted":
                     _close_stages(connection, run.id, run.state, run.reason, run.heartbeat)
-                    now = datetime.now(UTC)
                     _update_run(connection, run.id, state=run.state, reason=run.reason, updated=now)
                     reaped.append(run)
         return reaped
@@ -211,17 +229,41 @@ class Store:
                 row = _by_prefix(connection, name)
         return self._run_record(row)
 
-    def runs(self, *, limit: int | None = None, **equal: str) -> list[RunRecord]:
+    def runs(
+        self, *, limit: int | None = None, where: ColumnElement[bool] | None = None, **equal: str
+    ) -> list[RunRecord]:
         """Runs, newest first, whose columns equal what is given: ``runs(mixer="halo")``.
 
-        `state` is the state as it reads, so that "interrupted" finds dead runs too.
+        `state` is the state as it reads, so that "interrupted" finds dead runs too. `where` is one more
+        condition on the table of runs.
         """
         rows = tables.run
         wanted = equal.pop("state", None)
         query = select(rows).order_by(rows.c.created.desc(), rows.c.id)
         query = query.where(*(rows.c[column] == value for column, value in equal.items()))
-        runs = (self._run_record(row) for row in self._fetch(query))
-        return [run for run in runs if wanted in (None, run.state)][:limit]
+        if where is not None:
+            query = query.where(where)
+        if wanted:  # dead runs still say that they are running
+            query = query.where(
+                rows.c.state.in_({wanted, "running"} if wanted == "interrupted" else {wanted})
+            )
+        with self._read() as connection:
+            runs = (self._run_record(row) for row in connection.execute(query))
+            return list(itertools.islice((run for run in runs if wanted in (None, run.state)), limit))
+
+    def named(self, run_ids: Sequence[str]) -> dict[str, RunRecord]:
+        """These runs by their ids; one that is not there is left out."""
+        rows = tables.run
+        found = (self._fetch(select(rows).where(rows.c.id.in_(some))) for some in _batches(run_ids))
+        return {row.id: self._run_record(row) for batch in found for row in batch}
+
+    def summaries(self, run_ids: Sequence[str] | None = None) -> list[Summary]:
+        """What leaderboards read of the finished runs, of these or of all, oldest first."""
+        rows = tables.summary.c
+        query = select(*(rows[name] for name in Summary._fields)).order_by(rows.created, rows.run, rows.way)
+        if run_ids is not None:
+            query = query.where(rows.run.in_(run_ids))
+        return [Summary._make(row) for row in self._fetch(query)]
 
     def stages(self, run_id: str) -> list[StageRecord]:
         """The stages a run has begun, in the order in which it did."""
@@ -238,7 +280,8 @@ class Store:
     def measurements(self, run_id: str) -> list[Measurement]:
         """Every number of a run, in the order of its stages, then by name, condition and step."""
         order = {stage.name: i for i, stage in enumerate(self.stages(run_id))}
-        found = self._measurements(tables.measurement.c.run == run_id)[run_id]
+        with self._read() as connection:
+            found = _measurements(connection, tables.measurement.c.run == run_id)[run_id]
         return sorted(
             found, key=lambda m: (order.get(m.stage, len(order)), m.stage, m.name, m.condition, m.step)
         )
@@ -254,8 +297,8 @@ class Store:
 
     def headline(self, stages: Sequence[str], names: Sequence[str]) -> dict[str, list[Measurement]]:
         """The final numbers (step 0) with these names that these stages took, by run id; one query."""
-        rows = tables.measurement.c
-        return self._measurements(rows.stage.in_(stages), rows.name.in_(names), rows.step == 0)
+        with self._read() as connection:
+            return _measurements(connection, *_final(stages, names))
 
     def ceilings(self, host: str, hardware: str) -> dict[tuple[str, str], float]:
         """The most that any run on this machine has measured its device to reach, by name and condition."""
@@ -266,24 +309,6 @@ class Store:
         return {
             (name, at): value for name, at, value in self._fetch(query.group_by(rows.name, rows.condition))
         }
-
-    def _measurements(self, *conditions: Any) -> defaultdict[str, list[Measurement]]:
-        rows = tables.measurement.c
-        order = (
-            rows.run,
-            rows.stage,
-            rows.name,
-            rows.value,
-            rows.unit,
-            rows.condition,
-            rows.step,
-            rows.reason,
-        )
-        query = select(*order)
-        found: defaultdict[str, list[Measurement]] = defaultdict(list)
-        for run_id, stage, name, value, *rest in self._fetch(query.where(*conditions)):
-            found[run_id].append(Measurement(stage, name, math.nan if value is None else value, *rest))
-        return found
 
     def _artifacts(self, *conditions: Any) -> defaultdict[str, list[ArtifactRecord]]:
         rows = tables.artifact.c
@@ -307,11 +332,15 @@ class Store:
         with database.clear_errors(self._url), self._writer.begin() as connection:
             yield connection
 
+    def _now(self) -> datetime:
+        with self._read() as connection:
+            return database.now(connection)
+
     def _run_record(self, row: Row[Any]) -> RunRecord:
         values = dict(row._mapping)
         values["folder"] = self.folder / values["folder"]
         run = RunRecord(**values)
-        if run.state == "running" and (reason := process.why_dead(run, datetime.now(UTC))):
+        if run.state == "running" and (reason := self._watch.why_dead(run)):
             return dataclasses.replace(run, state="interrupted", reason=reason)
         return run
 
@@ -323,6 +352,43 @@ def _make_folder(folder: Path) -> None:
         raise OSError(f"Cannot make the folder {folder} for results: {error.strerror}.") from error
 
 
+def _create(connection: Connection, new: NewRun) -> str:
+    now = database.now(connection)
+    values = {f.name: getattr(new, f.name) for f in dataclasses.fields(NewRun)} | process.identity()
+    for key, value in values.items():
+        if isinstance(value, tuple):
+            values[key] = list(value)
+    run_id = _free_id(connection, _slug(new))
+    connection.execute(
+        insert(tables.run).values(
+            id=run_id,
+            folder=run_id,  # relative to ours, so that the results can be moved as a whole
+            state="running",
+            reason="",
+            created=now,
+            updated=now,
+            heartbeat=now,
+            **values,
+        )
+    )
+    return run_id
+
+
+def _take_over(connection: Connection, run: RunRecord) -> None:
+    now = database.now(connection)
+    values = {"state": "running", "reason": "", "updated": now, "heartbeat": now}
+    _close_stages(connection, run.id, run.state, run.reason, run.heartbeat)
+    _update_run(connection, run.id, **values, **process.identity())
+
+
+def _take_back(connection: Connection, run_id: str) -> None:
+    """A run that was taken for dead and yet beats is running, unless another process has taken it over."""
+    rows, me = tables.run.c, process.identity()
+    ours = [rows[column] == value for column, value in me.items()]
+    query = update(tables.run).where(rows.id == run_id, rows.state == "interrupted", *ours)
+    connection.execute(query.values(state="running", reason=""))
+
+
 def _slug(new: NewRun) -> str:
     """The network's name and scale, of characters that are safe in the name of a folder anywhere."""
     return re.sub(r"[^\w.]+", "-", "-".join(filter(None, (new.mixer, new.scale))))
@@ -330,23 +396,53 @@ def _slug(new: NewRun) -> str:
 
 def _free_id(connection: Connection, stem: str) -> str:
     taken = set(connection.scalars(select(tables.run.c.id).where(tables.run.c.id.startswith(stem))))
-    while (run_id := f"{stem}-{secrets.token_hex(3)}") in taken:
+    while (run_id := f"{stem}-{secrets.token_hex(4)}") in taken:
         pass
     return run_id
 
 
+def _summaries_of(connection: Connection, run: RunRecord) -> Iterator[Summary]:
+    if run.state != "done":
+        return
+    stages, names = ({key[i] for key in NUMBERS} for i in (0, 1))
+    of_run = tables.measurement.c.run == run.id
+    found = _measurements(connection, of_run, *_final(sorted(stages), sorted(names)))[run.id]
+    yield from summaries(run, sorted(found, key=lambda m: (m.stage, m.name, m.condition)))
+
+
+def _final(stages: Sequence[str], names: Sequence[str]) -> tuple[Any, ...]:
+    rows = tables.measurement.c
+    return rows.stage.in_(stages), rows.name.in_(names), rows.step == 0
+
+
+def _measurements(connection: Connection, *conditions: Any) -> defaultdict[str, list[Measurement]]:
+    rows = tables.measurement.c
+    query = select(
+        rows.run, rows.stage, rows.name, rows.value, rows.unit, rows.condition, rows.step, rows.reason
+    )
+    found: defaultdict[str, list[Measurement]] = defaultdict(list)
+    for run_id, stage, name, value, *rest in connection.execute(query.where(*conditions)):
+        found[run_id].append(Measurement(stage, name, math.nan if value is None else value, *rest))
+    return found
+
+
+def _batches(items: Sequence[str]) -> Iterator[Sequence[str]]:
+    """A few hundred at a time: a statement takes only so many values, and a lock is to be short."""
+    return (items[i : i + 500] for i in range(0, len(items), 500))
+
+
 def _by_prefix(connection: Connection, name: str) -> Row[Any]:
     ids = tables.run.c.id
-    query = select(tables.run).where(ids.startswith(name, autoescape=True)).order_by(ids)
-    rows = connection.execute(query).all()
-    if not rows:
+    # Of the ids alone, which their index answers without reading the runs
+    found = connection.scalars(select(ids).where(ids.startswith(name, autoescape=True)).order_by(ids)).all()
+    if not found:
         near = difflib.get_close_matches(name, list(connection.scalars(select(ids))), n=1)
         hint = f"Did you mean '{near[0]}'?" if near else "`stmbench runs` lists them."
         raise ValueError(f"Unknown run '{name}'. {hint}")
-    if len(rows) > 1:
-        several = ", ".join(row.id for row in rows[:3]) + (", …" if len(rows) > 3 else "")
-        raise ValueError(f"'{name}' begins the ids of {len(rows)} runs: {several}.")
-    return rows[0]
+    if len(found) > 1:
+        several = ", ".join(found[:3]) + (", …" if len(found) > 3 else "")
+        raise ValueError(f"'{name}' begins the ids of {len(found)} runs: {several}.")
+    return connection.execute(select(tables.run).where(ids == found[0])).one()
 
 
 def _update_run(connection: Connection, run_id: str, **values: Any) -> None:

@@ -1,8 +1,10 @@
 """The tables, as the newest migration leaves them; a test holds the two equal.
 
 The measurement table is narrow: a new metric needs no migration. Its primary key starts with
-(run, stage, name), which is how both `show` (a run) and `leaderboard` (a few names of every run) look
-numbers up, so no other index is needed; in SQLite the rows themselves are kept in that order.
+(run, stage, name), which is how a run's numbers are looked up; in SQLite the rows themselves are kept in
+that order. What a leaderboard reads of every run is kept a second time, in `summary`: see `store.summary`.
+
+Beside the tables there are views for others to query, an interface with stable names (docs/database.md).
 """
 
 from datetime import UTC, datetime
@@ -17,6 +19,7 @@ from sqlalchemy import (
     Dialect,
     Double,
     ForeignKey,
+    Index,
     Integer,
     MetaData,
     String,
@@ -25,7 +28,7 @@ from sqlalchemy import (
     TypeDecorator,
 )
 
-SCHEMA = "0003"  # the newest revision in migrations/versions; revisions sort by their names
+SCHEMA = "0004"  # the newest revision in migrations/versions; revisions sort by their names
 VERSION_TABLE = "stmbench_version"
 
 
@@ -88,6 +91,10 @@ run = Table(
     Column("pid", BigInteger, nullable=False),
     Column("boot_id", String(64), nullable=False),
     Column("process_started", Double, nullable=False),
+    Column("fingerprint", String(64), nullable=False, server_default=""),
+    Index("run_fingerprint", "fingerprint"),
+    Index("run_state_created", "state", "created"),
+    Index("run_created", "created"),
 )
 
 stage = Table(
@@ -125,4 +132,26 @@ artifact = Table(
     Column("condition", String(255), nullable=False),
     Column("bytes", BigInteger, nullable=False),
     Column("sha256", String(64), nullable=False),
+    Index("artifact_stage_kind", "stage", "kind"),
+)
+
+summary = Table(
+    "summary",
+    metadata,
+    _run_key(),
+    Column("way", Integer, primary_key=True, autoincrement=False),  # in which it was timed, from 0
+    Column("created", UTCDateTime, nullable=False),  # of the run
+    Column("network", String(16), nullable=False),
+    Column("protocol", String(16), nullable=False),
+    Column("seed", BigInteger, nullable=False),
+    Column("latency_condition", String(255), nullable=False),
+    Column("throughput_condition", String(255), nullable=False),
+    Column("parameters", Double),
+    Column("macs", Double),
+    Column("latency", Double),
+    Column("throughput", Double),
+    Column("disturbed", Double),
+    Column("top1", Double),
+    Column("images", Double),
+    sqlite_with_rowid=False,
 )

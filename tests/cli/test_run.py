@@ -22,33 +22,6 @@ from stmbench.tables import NONE
 Invoke = Callable[..., tuple[int, str, str]]
 
 
-@pytest.fixture
-def invoke(
-    tmp_path: Path,
-    tiny_data: Path,
-    tiny_recipe_file: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
-) -> Invoke:
-    """Call `stmbench ...` in an empty folder; ``invoke("run", ...)`` gets the tiny recipe and data.
-
-    Returns the exit code and what went to stdout and stderr.
-    """
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.delenv("STMBENCH_DB", raising=False)
-
-    def call(command: str, *arguments: str) -> tuple[int, str, str]:
-        if command == "run":
-            arguments = ("--recipe", str(tiny_recipe_file), "--data", str(tiny_data), *arguments)
-        monkeypatch.setattr(sys, "argv", ["stmbench", command, *arguments])
-        with pytest.raises(SystemExit) as stop:
-            cli.main()
-        out, err = capsys.readouterr()
-        return int(stop.value.code or 0), out, err
-
-    return call
-
-
 def test_a_run_ends_in_the_leaderboard(invoke: Invoke, tmp_path: Path) -> None:
     code, out, err = invoke("run", "--mixer", "dwconv,swin", "--stage", "eval,build,train")
     assert (code, err) == (0, "")
@@ -129,7 +102,7 @@ def test_a_model_of_timm_is_run_and_ranked_beside_a_mixer(invoke: Invoke, tmp_pa
     assert (code, err) == (0, "")
     with open_store(str(tmp_path / "runs/stmbench.db"), create=False) as store:
         (run,) = store.runs(mixer="timm:test_resnet")
-        assert re.fullmatch(r"timm-test_resnet-[0-9a-f]{6}", run.id)
+        assert re.fullmatch(r"timm-test_resnet-[0-9a-f]{8}", run.id)
         assert run.folder.name == run.id
         assert [stage.name for stage in store.stages(run.id)] == ["build", "train", "eval"]
         assert {stage.state for stage in store.stages(run.id)} == {"done"}

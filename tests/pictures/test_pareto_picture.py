@@ -45,14 +45,6 @@ def boards(store: Store, *costs: str) -> list[pareto.Board]:
     return pareto.read(store, leaderboard.rank(store), *costs)
 
 
-def test_the_front_of_a_hand_example() -> None:
-    #            front     dominated  front      front      equal in both: none dominates the other
-    points = [(1.0, 70.0), (2.0, 69.0), (3.0, 80.0), (2.0, 75.0), (3.0, 80.0)]
-    assert pareto.front(points) == [0, 3, 2, 4]
-    assert pareto.front([(1.0, 70.0), (1.0, 71.0)]) == [1]  # as cheap, and better
-    assert pareto.front([(1.0, 70.0), (2.0, 70.0)]) == [0]  # as good, and cheaper
-
-
 def test_filled_marks_are_on_the_front(
     store: Store, measure: Callable[..., RunRecord], drawn: list[Figure], tmp_path: Path
 ) -> None:

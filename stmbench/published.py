@@ -1,0 +1,69 @@
+"""The paper's results, beside ours where the two may be compared.
+
+`published.csv` holds what the STM-Evaluation project published (Hu et al. 2022, arXiv:2211.05781): top-1 of
+networks in the unified design, and of the original ones. A group may be compared when its recipe trains for
+300 epochs on images of 224 pixels and is tested on 50,000 images, as many as ImageNet-1k has for it.
+
+One run was published of each network, and no interval: that of a difference is the one of our top-1 alone.
+"""
+
+import csv
+import functools
+from collections.abc import Sequence
+from importlib import resources
+
+from stmbench.columns import Column, Number
+from stmbench.store import RunRecord
+
+_SIZE, _EPOCHS, _IMAGES = 224, 300, 50_000  # of the published protocol
+
+COLUMNS = (
+    Column("published", "%", descending=True, beside=()),
+    Column("original", "%", descending=True, beside=()),
+    Column("difference", "points", descending=True, beside=("low", "high")),
+)
+
+
+@functools.cache
+def results() -> dict[tuple[str, str, str], float]:
+    """The published top-1 in per cent, by mixer, design and scale."""
+    text = resources.files("stmbench").joinpath("published.csv").read_text(encoding="utf-8")
+    rows = csv.DictReader(line for line in text.splitlines() if not line.startswith("#"))
+    return {(row["mixer"], row["design"], row["scale"]): float(row["top1"]) for row in rows}
+
+
+def comparable(run: RunRecord, images: Sequence[float]) -> bool:
+    """Whether the group of this run, of networks tested on so many images, follows the published protocol."""
+    return _protocol(run) == (_SIZE, _EPOCHS) and set(images) == {_IMAGES}
+
+
+def note(run: RunRecord, images: Sequence[float]) -> str:
+    """What the published columns are, or why they are empty."""
+    theirs = f"ImageNet-1k, {_SIZE} px, {_EPOCHS} epochs"
+    if comparable(run, images):
+        return (
+            f"published: arXiv:2211.05781, {theirs}, a run each, in the unified and the original design; "
+            "difference: top-1 less published, with the interval of ours alone"
+        )
+    size, epochs = _protocol(run)
+    tested = f", {max(images):,.0f} test images" if images else ""
+    ours = f"{run.data_name}, {size} px, {epochs} epochs{tested}"
+    return f"not comparable with the published results ({theirs}): {ours}"
+
+
+def beside(
+    mixer: str, scale: str, top1: float | None, low: float | None, high: float | None
+) -> dict[str, Number]:
+    """The paper's columns of one of our networks, of `COLUMNS`, as far as it published any."""
+    unified, original = (results().get((mixer, design, scale)) for design in ("unified", "original"))
+    found = {"published": unified, "original": original}
+    numbers = {name: Number(value) for name, value in found.items() if value is not None}
+    if unified is not None and top1 is not None:
+        ends = (None if end is None else end - unified for end in (low, high))
+        numbers["difference"] = Number(top1 - unified, None, 1, *ends)
+    return numbers
+
+
+def _protocol(run: RunRecord) -> tuple[int | None, int | None]:
+    values = run.recipe_values
+    return values.get("data", {}).get("image_size"), values.get("schedule", {}).get("epochs")
