@@ -45,6 +45,10 @@ def reopen(name: str, store: Store) -> Job:
         ValueError: no such run, it is done or still running, or its data or device are not here.
     """
     run = store.run(name)
+    if run.folder.name != run.id:
+        raise ValueError(
+            f"Run {run.id} was taken in under another id: resume it as {run.folder.name}, at home."
+        )
     job = _job(run, store, data=run.data_source, weights=run.weights or None, device=find_device(run.device))
     _check_data(run)
     _check_files(run, job, store)

@@ -165,6 +165,8 @@ def _follow(store: "Store", source: str, merged: "Iterable[Merged]") -> None:
     names = {"replaced": "theirs replaced ours", "kept": "ours was kept"}
     for run in several[:_SHOWN]:
         _say(f"  {run.run}: two versions, and {names[run.how]}, the more complete")
+    for run in (run for run in found if run.run != run.was):
+        _say(f"  {run.was}: another run has this id here; it is {run.run}")
     if len(several) > _SHOWN:
         _say(f"  … and {len(several) - _SHOWN} more of two versions")
     counts = [(how, sum(run.how == how for run in found)) for how in ("added", "same", "replaced", "kept")]
@@ -185,7 +187,7 @@ def _tell_damage(file: Path, broken: list[str], damage: "Damage", copy: Path | N
     if not copy and len(damage.lost) > _SHOWN:
         _say(f"  … and {len(damage.lost) - _SHOWN} more; --salvage names all")
     for table in damage.unnamed:
-        _say(f"  Some rows of the table {table} are lost, too, and nothing tells of which runs.")
+        _say(f"  Rows of the table {table} are lost, and nothing tells whose: safe runs may be among them.")
     if copy:
         _say(f"All that could be read is in {copy}. Runs with losses read interrupted or failed there.")
     else:

@@ -1,19 +1,24 @@
 """Taking runs from elsewhere into a results database, each once, by its id.
 
-The same run twice is one. Of two versions the more complete is kept: a finished one before any other, then
-what was changed last, then what has more rows. Each run is a transaction of its own: an interruption leaves
-a valid database, and merging again completes it.
+The same run twice is one.
+
+Of two versions the more complete is kept: a finished one before any other, then what was changed last, then
+what has more rows. Runs that were made at different moments are no versions of one another: if they have the
+same id, by chance, the second gets one of its own. Each run is a transaction: an interruption leaves a valid
+database, and merging again completes it.
 
 A run's files stay where they are, and the run's row says where; or they are copied beside this database's.
 """
 
+import dataclasses
+import hashlib
 import shutil
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from sqlalchemy import Connection, update
+from sqlalchemy import Connection, select, update
 
 from stmbench.store import database, rows, tables
 from stmbench.store.rows import WholeRun
@@ -25,6 +30,7 @@ class Merged:
     """What became of one run."""
 
     run: str
+    was: str  # its id where it comes from
     how: Literal["added", "same", "replaced", "kept"]  # the last two: theirs, or ours, of two versions
     without_files: bool  # the files that it lists are not where it says, so that they could not be copied
 
@@ -56,7 +62,8 @@ def merge(store: Store, runs: Iterable[WholeRun], *, copy_files: bool = False) -
         ValueError: the database cannot hold a run; those before it are in.
         OSError: the database cannot be written, or a file not be copied.
     """
-    for new in runs:
+    for given in runs:
+        new = _told_apart(store, given)
         place = _copy_files(store, new) if copy_files else new.folder
         try:
             with store._write() as connection:
@@ -64,7 +71,18 @@ def merge(store: Store, runs: Iterable[WholeRun], *, copy_files: bool = False) -
         except ValueError as error:
             raise ValueError(f"Run {new.id} cannot be taken in, nor what follows it: {error}") from error
         listed = any(not (place / file["path"]).exists() for file in new.artifact)
-        yield Merged(new.id, how, without_files=copy_files and how != "kept" and listed)
+        yield Merged(new.id, given.id, how, without_files=copy_files and how != "kept" and listed)
+
+
+def _told_apart(store: Store, new: WholeRun) -> WholeRun:
+    """The run, under an id of its own if another run has its id: the same one however often it comes."""
+    with store._read() as connection:
+        created = connection.scalar(select(tables.run.c.created).where(tables.run.c.id == new.id))
+    if created in (None, new.run["created"]):
+        return new
+    origin = f"{new.run['created'].isoformat()} {new.run['host']}"
+    own = f"{new.id}-{hashlib.sha256(origin.encode()).hexdigest()[:8]}"
+    return dataclasses.replace(new, run={**new.run, "id": own})
 
 
 def _outcome(old: WholeRun | None, new: WholeRun) -> Literal["added", "same", "replaced", "kept"]:

@@ -155,7 +155,7 @@ def measure(path: Path, *command: str, times: int = 10) -> None:
 
 def scans(path: Path) -> list[str]:
     """The steps in which SQLite would read every run or measurement to answer the two commands."""
-    statements: list[str] = []
+    statements: list[tuple[str, tuple[object, ...]]] = []
     with open_store(str(path)) as store:
         from sqlalchemy import event
 

@@ -59,6 +59,21 @@ def test_every_run_is_there_once_and_whole(store: Store, other: Store, new_run: 
     assert counts(other) == before[1]
 
 
+def test_another_run_with_the_same_id_is_kept_beside_it(
+    store: Store, other: Store, new_run: NewRun, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("secrets.token_hex", lambda _: "0" * 8)
+    [ours], [theirs] = fill(store, new_run, 1), fill(other, new_run, 1)
+    assert ours == theirs
+    before = content(store)[ours]
+    [own] = _merge(store, other, copy_files=True)
+    assert content(store)[ours] == before
+    assert content(store)[own].measurement == content(other)[theirs].measurement
+    assert (store.run(own).folder, store.run(ours).folder) == (store.folder / own, store.folder / ours)
+    assert _merge(store, other) == {own: "same"}
+    assert [summary.run for summary in store.summaries()] == [ours, own]
+
+
 def test_files_stay_where_they_are_and_are_found(store: Store, other: Store, new_run: NewRun) -> None:
     [run] = fill(other, new_run, 1)
     _merge(store, other)
