@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from stmbench import __version__
-from stmbench.cli import bench, compare, errors, info, mixers, plot, results, run, show
+from stmbench.cli import bench, compare, errors, info, mixers, plot, recipes, results, run, show, weights
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -24,7 +24,8 @@ app.command()(results.runs)
 app.command()(show.show)
 app.add_typer(plot.app, name="plot")
 app.add_typer(mixers.app, name="mixers")
-app.command()(info.recipes)
+app.add_typer(weights.app, name="weights")
+app.add_typer(recipes.app, name="recipes")
 app.command()(info.doctor)
 
 
