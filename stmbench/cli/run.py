@@ -50,6 +50,10 @@ def run(
     backend: Annotated[
         str, typer.Option(help="How mixers compute: see `stmbench mixers show halo`. [default: the fastest]")
     ] = "",
+    design: Annotated[
+        str,
+        typer.Option(help="What stands around the mixers: unified, original, or a step: `stmbench ladder`."),
+    ] = "unified",
     set_: Annotated[
         list[str] | None, typer.Option("--set", help="Override the recipe: section.key=value.")
     ] = None,
@@ -71,6 +75,7 @@ def run(
         device=device,
         weights=weights,
         backend=backend,
+        design=design,
     )
     for warning in asked.warnings:
         errors.warn(warning)
@@ -138,7 +143,8 @@ def _follow(console: Console, store: "Store", job: "Job") -> None:
         f"[bold]{job.folder.name}[/]  {f'{job.mixer} {job.scale}'.rstrip()}, "
         f"recipe {job.recipe.name} ({job.recipe_digest}), "
         f"data {escape(job.data)}, {job.device}, seed {job.seed}"
-        f"{f', backend {job.backend}' if job.backend else ''}",
+        f"{f', backend {job.backend}' if job.backend else ''}"
+        f"{f', design {job.design}' if job.design not in ('', 'unified') else ''}",
         highlight=False,
     )
     with Drawer(console) as drawer:

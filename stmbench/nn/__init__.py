@@ -55,7 +55,7 @@ def create_model(
     mixer_class = catalog.resolve(row.target)
 
     # ConvNeXt's own block is around the depthwise convolution alone
-    bare = {"projections": False} if parts.block == "single residual" else {}
+    bare = {"projections": False} if parts.block == "single residual" and row is around else {}
 
     def make_mixer(level: int, block: int) -> nn.Module:
         return mixer_class(size.widths[level], **row.options(size.widths[level], level, block), **bare)
