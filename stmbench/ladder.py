@@ -5,6 +5,7 @@ engineering around their mixers. The rungs of `catalog.rungs` are trained by one
 against the one before it by the paired tests of `stmbench.compare`, corrected for their number (Holm 1979).
 """
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -77,7 +78,7 @@ def steps(store: Store, rungs: Sequence[tuple[str, Sequence[str]]]) -> list[Step
         ValueError: rungs that may not be compared, such as runs by two recipes.
     """
     ids = [",".join(runs) for _, runs in rungs]
-    found = [compare.compare(store, pair) for pair in zip(ids[:-1], ids[1:], strict=True)]
+    found = [compare.compare(store, pair) for pair in itertools.pairwise(ids)]
     tests = [each.outcomes[0].test for each in found]
     corrected = iter(holm([test.p for test in tests if test]))
     made = [_step(rungs[0][0], found[0].sides[0], found[0], 0)]
