@@ -45,12 +45,12 @@ _CHOICES = {
     "execution": get_args(Execution),
     "memory_format": get_args(MemoryFormat),
 }
-_KEYS = ("scale", "weights", "backend", "precision", "execution", "memory_format")
+_KEYS = ("scale", "design", "weights", "backend", "precision", "execution", "memory_format")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Options:
-    """What all contenders have in common; their own keys go before the last six."""
+    """What all contenders have in common; their own keys go before the last seven."""
 
     batch_size: int | None = None  # 1, or 8 for a training step: BatchNorm learns nothing from one image
     image_size: int = 224
@@ -59,6 +59,7 @@ class Options:
     device: str = "auto"
     mode: str = "inference"
     scale: str = "micro"
+    design: str = "unified"  # what stands around the mixers
     weights: str = ""
     backend: str = ""  # of the mixers; "" for the fastest
     precision: str = "fp32"
@@ -176,13 +177,14 @@ def _setting(text: str, options: Options) -> Setting:
 def _job(name: str, own: Collection[str], options: Options) -> Job:
     if timm_models.is_timm(name):
         timm_models.check_name(name)
-        if "scale" in own:
-            raise ValueError(f"{name} has no scale: its name settles its size.")
-        scale, backend = "", ""
+        if {"scale", "design"} & set(own):
+            raise ValueError(f"{name} has no scale and no design: its name settles what it is.")
+        scale, design, backend = "", "", ""
         check_backend(name, options.backend if "backend" in own else "")
     else:
-        name, scale, backend = catalog.mixer(name).name, options.scale, options.backend
-        catalog.scale(name, scale)
+        name, scale, design = catalog.mixer(name).name, options.scale, options.design
+        backend = options.backend
+        catalog.rung(name, scale, design)
         check_backend(name, backend)
     data = {"image_size": options.image_size, "channels": options.channels}
     data |= dict.fromkeys(("mean", "std"), [0.5] * options.channels)  # of images that are never read
@@ -197,6 +199,7 @@ def _job(name: str, own: Collection[str], options: Options) -> Job:
         device=options.device,
         weights=options.weights or None,
         backend=backend,
+        design=design,
         folder=Path(),
     )
 

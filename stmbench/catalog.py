@@ -8,13 +8,14 @@ Sizes are those of the unified backbones of Hu et al., "Demystify Transformers &
 Image Deep Networks" (2022, arXiv:2211.05781); `micro` to `base` as published there.
 """
 
+import dataclasses
 import difflib
 import functools
 import importlib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from importlib.metadata import entry_points
-from typing import Any
+from typing import Any, Literal
 
 TIMM = "timm:"  # what the name of one of timm's own models begins with, in place of a mixer's
 
@@ -32,6 +33,18 @@ class Scale:
 
 
 @dataclass(frozen=True, slots=True)
+class Design:
+    """What stands around the mixers, part by part; `stmbench.nn.originals` has those that are not unified."""
+
+    stem: Literal["unified", "patches", "overlapping patches"] = "unified"
+    downsampling: Literal["unified", "patch merging", "patches"] = "unified"
+    level_norms: bool = True
+    block: Literal["unified", "unscaled", "single residual"] = "unified"
+    head: Literal["unified", "norm, pool", "pool, norm", "pool"] = "unified"
+    norm_eps: float = 1e-6  # of the LayerNorms of the parts that are not unified
+
+
+@dataclass(frozen=True, slots=True)
 class Mixer:
     """A row of the catalogue: a mixer and what its family needs beside the operator itself.
 
@@ -45,6 +58,8 @@ class Mixer:
     target: str  # "module:class" of the nn.Module
     source: str  # the paper
     scales: Mapping[str, Scale]
+    original: Design | None = None  # what stands around it in its own network
+    original_scales: Mapping[str, Scale] = field(default_factory=dict)  # where these are not the unified ones
     published: str = ""  # its name among the published networks, if it is one
     aliases: tuple[str, ...] = ()
     norm_eps: float = 1e-5  # of the LayerNorms inside a block
@@ -82,6 +97,7 @@ _CONV_SCALES = {
     "base": Scale(_double(128), (2, 2, 24, 2), 0.5),
 }
 _SRA_WIDTHS: Quad = (64, 128, 320, 512)
+_SWIN = Design("patches", "patch merging", False, "unscaled", "norm, pool", 1e-5)
 _MIXERS = [
     Mixer(
         name="halo",
@@ -89,6 +105,7 @@ _MIXERS = [
         target="stmbench.mixers.halo:HaloAttention",
         source="Vaswani et al. 2021, arXiv:2103.12731",
         scales=_ATTENTION_SCALES,
+        original=_SWIN,  # the ResNet of its paper is another family: it starts from its nearest relative's
         published="unified_halo",
         aliases=("halonet",),
         head_width=32,
@@ -100,6 +117,7 @@ _MIXERS = [
         target="stmbench.mixers.swin:ShiftedWindowAttention",
         source="Liu et al. 2021, arXiv:2103.14030",
         scales=_ATTENTION_SCALES,
+        original=_SWIN,
         published="unified_swin",
         norm_eps=1e-6,
         head_width=32,
@@ -117,6 +135,7 @@ _MIXERS = [
             "small": Scale(_SRA_WIDTHS, (3, 4, 21, 3), 0.3, (8, 8, 4, 4)),
             "base": Scale(_SRA_WIDTHS, (3, 8, 45, 3), 0.5, (4, 4, 4, 4)),
         },
+        original=Design(stem="overlapping patches", block="unscaled", head="pool"),
         published="unified_pvt",
         aliases=("pvt",),
         position_map=True,
@@ -129,6 +148,12 @@ _MIXERS = [
         target="stmbench.mixers.dwconv:DepthwiseConv",
         source="Liu et al. 2022, arXiv:2201.03545",
         scales=_CONV_SCALES,
+        original=Design("patches", "patches", False, "single residual", "pool, norm"),
+        original_scales={
+            "tiny": Scale(_double(96), (3, 3, 9, 3), 0.1),
+            "small": Scale(_double(96), (3, 3, 27, 3), 0.4),
+            "base": Scale(_double(128), (3, 3, 27, 3), 0.5),
+        },
         published="unified_convnext",
         aliases=("convnext",),
         norm_eps=1e-6,
@@ -194,6 +219,39 @@ def mixer(name: str) -> Mixer:
     """The mixer with this name or alias; ValueError names the nearest one."""
     aliases = {alias: row.name for row in mixers().values() for alias in row.aliases}
     return mixers()[aliases.get(name) or known("mixer", name, mixers(), aliases)]
+
+
+PARTS = ("stem", "downsampling", "level_norms", "block", "head")  # of a design, in the ladder's order
+
+
+def rungs(mixer_name: str, scale_name: str) -> dict[str, tuple[Design, Scale]]:
+    """The networks from a mixer's original one to the unified one, by name; each differs from the one before.
+
+    `original`, then one after the other `depths` and the parts of a design, each the name of what is
+    unified with it, and for the last one `unified`. `unified` alone where no original is known.
+    """
+    row, size = mixer(mixer_name), scale(mixer_name, scale_name)
+    if row.original is None:
+        return {"unified": (Design(), size)}
+    found = {
+        "original": (row.original, row.original_scales.get(scale_name, size)),
+        "depths": (row.original, size),
+    }
+    if found["depths"] == found["original"]:
+        del found["depths"]
+    parts = row.original
+    for part in PARTS:
+        before, parts = parts, dataclasses.replace(parts, **{part: getattr(Design(), part)})
+        if parts != before:
+            found[part] = (parts, size)
+    del found[next(reversed(found))]
+    return found | {"unified": (Design(), size)}
+
+
+def rung(mixer_name: str, scale_name: str, name: str) -> tuple[Design, Scale]:
+    """One of them; ValueError lists what there is."""
+    found = rungs(mixer_name, scale_name)
+    return found[known(f"design of {mixer_name}", name, found)]
 
 
 def scale(mixer_name: str, name: str) -> Scale:

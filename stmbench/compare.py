@@ -153,7 +153,7 @@ def _run(store: Store, name: str) -> RunRecord:
 
 
 def _network(run: RunRecord) -> str:
-    return f"{tables.network(run.mixer, run.backend, run.weights)} {run.scale}".rstrip()
+    return f"{tables.network(run)} {run.scale}".rstrip()
 
 
 def _names(run: RunRecord) -> set[str]:
@@ -161,7 +161,7 @@ def _names(run: RunRecord) -> set[str]:
     row = catalog.mixers().get(run.mixer)
     names = set()
     for mixer in (run.mixer, *(row.aliases if row else ())):
-        name = tables.network(mixer, run.backend, run.weights)
+        name = tables.network(run, mixer)
         names |= {name, f"{name} {run.scale}"} | ({f"{name}-{run.scale}"} if name == mixer else set())
     return names
 
@@ -170,6 +170,7 @@ def _check_one_kind(text: str, runs: Sequence[RunRecord]) -> None:
     kinds = {
         "mixers": [run.mixer for run in runs],
         "scales": [run.scale for run in runs],
+        "designs": [run.design for run in runs],
         "recipes": [f"{run.recipe_name} ({run.recipe_digest})" for run in runs],
         "data sets": [f"{run.data_name} ({run.data_fingerprint[:12]})" for run in runs],
         "weights": [f"{run.weights} ({run.weights_sha256[:12]})" for run in runs],

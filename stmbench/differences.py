@@ -90,6 +90,7 @@ def _facts(run: RunRecord, numbers: Sequence[Measurement]) -> _Facts:
         "architecture": {
             "mixer": run.mixer,
             "scale": run.scale,
+            "design": run.design,
             **{_SIZES[name]: f"{value:,.0f}" for name, value in build.items() if name in _SIZES},
         },
     }

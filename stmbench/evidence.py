@@ -43,6 +43,7 @@ def gather(asked: Request, mixer: str) -> NewRun:
         weights_sha256=_sha256_of(asked.weights),
         preprocessing=asked.preprocessing,
         backend=asked.backend,
+        design=asked.design_of(mixer),
         device=torch.device(asked.device).type,
         hardware=hardware(asked.device),
         precision=precision(asked.recipe, asked.device),
@@ -65,7 +66,7 @@ def fingerprint(asked: Request, mixer: str) -> str:
     values = asked.recipe.values()
     del values["stages"], values["data"]["source"]
     decides = {
-        "network": [mixer, asked.scale_of(mixer), asked.backend],
+        "network": [mixer, asked.scale_of(mixer), asked.design_of(mixer), asked.backend],
         "weights": _sha256_of(asked.weights),
         "preprocessing": dict(asked.preprocessing),
         "recipe": values,

@@ -9,11 +9,11 @@ timed, in that its like were last timed in. Throughput is that of the best batch
 Mixers are compared each by its fastest backend: whichever that was keeps no times apart, and a row whose runs
 were made to use another says so.
 
-A row is one network: mixer, scale, starting weights and forced backend. Its seeds are averaged; of several
-runs with the same seed the newest that has a number gives it. What is read of a run is its `store.summary`.
-The interval of top-1 is Wilson's (1927) for a share of the test images, at 95 %: it says what another draw of
-test images could have given. Seeds share their test images, so more seeds do not narrow it; their own spread
-is the standard deviation beside the mean.
+A row is one network: mixer, scale, design, starting weights and forced backend. Its seeds are averaged; of
+several runs with the same seed the newest that has a number gives it. What is read of a run is its
+`store.summary`. The interval of top-1 is Wilson's (1927) for a share of the test images, at 95 %: it says
+what another draw of test images could have given. Seeds share their test images, so more seeds do not narrow
+it; their own spread is the standard deviation beside the mean.
 
 Rows share a rank where they cannot be told apart: by top-1 as `stmbench.ties` tests it, by any other column
 where the values are equal.
@@ -40,7 +40,7 @@ from stmbench.store.records import Summary
 from stmbench.store.summary import NUMBERS
 from stmbench.ties import MOST_READ, Scored, Ties
 
-_TEXTS = ("mixer", "scale", "weights", "backend")
+_TEXTS = ("mixer", "scale", "design", "weights", "backend")
 _NUMBERS = tuple(name for name in COLUMNS if name not in (*_TEXTS, "rank", "tied", "runs", "disturbed"))
 _DESCENDING = {"throughput", "top1", "top1_low", "top1_high", "images", "seeds"}
 _FIELDS = dict.fromkeys((*SHARED[: SHARED.index("ranked_by")], *_TEXTS), str) | dict.fromkeys(_NUMBERS, float)
@@ -137,7 +137,9 @@ class _Board:
         self.notes += (paper.note(self.run, images),)
         if paper.comparable(self.run, images):
             for row in (network.row for network in self.networks):
-                row.more.update(paper.beside(row.mixer, row.scale, row.top1, row.top1_low, row.top1_high))
+                row.more.update(
+                    paper.beside(row.mixer, row.design, row.scale, row.top1, row.top1_low, row.top1_high)
+                )
 
     def keep(self, condition: filters.Expression) -> None:
         """Drop the rows for which it does not hold."""
@@ -265,6 +267,7 @@ def _averaged(found: Sequence[Summary], run: RunRecord) -> _Network:
         scale=run.scale,
         weights=run.weights,
         backend=run.backend,
+        design=run.design,
         disturbed=bool(mean["disturbed"]),
         parameters=mean["parameters"],
         macs=mean["macs"],
@@ -307,7 +310,9 @@ def _newest(found: Sequence[Summary]) -> _Seed:
 
 def _ranked(networks: list[_Network], by: str, descending: bool, ties: Ties) -> list[Row]:
     """Best first, equal values by name; rows without a value last and unranked."""
-    networks = sorted(networks, key=lambda n: (n.row.mixer, n.row.scale, n.row.weights, n.row.backend))
+    networks = sorted(
+        networks, key=lambda n: (n.row.mixer, n.row.scale, n.row.design, n.row.weights, n.row.backend)
+    )
     found = [network for network in networks if network.row.value(by) is not None]
     found.sort(key=lambda network: network.row.value(by), reverse=descending)
     if by == "top1":

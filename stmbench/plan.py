@@ -43,6 +43,7 @@ class Request:
     device: str
     weights: str | None
     backend: str = ""  # of the mixers; "" for the best there is
+    design: str = "unified"  # what stands around the mixers
     preprocessing: Mapping[str, Any] = field(default_factory=dict)
     """What the weights of a timm model put in the place of the recipe's own, by its names."""
     warnings: tuple[str, ...] = ()
@@ -50,6 +51,10 @@ class Request:
     def scale_of(self, mixer: str) -> str:
         """The scale of one of the mixers; "" for a timm model, whose name settles its size."""
         return "" if is_timm(mixer) else self.scale
+
+    def design_of(self, mixer: str) -> str:
+        """What stands around one of the mixers; "" for a timm model."""
+        return "" if is_timm(mixer) else self.design
 
     def job(self, mixer: str, folder: Path) -> Job:
         """The job of one of the mixers, which will keep its files in `folder`."""
@@ -64,6 +69,7 @@ class Request:
             device=self.device,
             weights=self.weights,
             backend=self.backend,
+            design=self.design_of(mixer),
             folder=folder,
         )
 
@@ -81,6 +87,7 @@ def request(
     device: str,
     weights: Path | None,
     backend: str = "",
+    design: str = "unified",
     elsewhere: bool = False,
 ) -> Request:
     """Check and resolve what was asked; ValueError for whatever a user can get wrong.
@@ -96,7 +103,7 @@ def request(
     scale = scale or protocol.model.scale
     for name in mixers:
         if not is_timm(name):
-            catalog.scale(name, scale)
+            catalog.rung(name, scale, design)
         check_backend(name, backend)
     source = data or protocol.data.source
     if not source:
@@ -112,6 +119,7 @@ def request(
         device=_elsewhere(device, protocol) if elsewhere else find_device(device),
         weights=str(weights.resolve()) if weights else None,
         backend=backend,
+        design=design,
     )
     check(asked, elsewhere=elsewhere)
     for name in filter(is_timm, asked.mixers):
@@ -261,7 +269,12 @@ def size(asked: Request, mixer: str) -> tuple[int, int | None]:
         return sum(parameter.numel() for parameter in model.parameters()), None
     size, channels = data.image_size, data.channels
     model = sketch(
-        mixer, asked.scale, image_size=size, in_channels=channels, num_classes=asked.info.num_classes
+        mixer,
+        asked.scale,
+        design=asked.design,
+        image_size=size,
+        in_channels=channels,
+        num_classes=asked.info.num_classes,
     )
     return weigh(model, size)
 

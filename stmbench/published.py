@@ -52,15 +52,19 @@ def note(run: RunRecord, images: Sequence[float]) -> str:
 
 
 def beside(
-    mixer: str, scale: str, top1: float | None, low: float | None, high: float | None
+    mixer: str, design: str, scale: str, top1: float | None, low: float | None, high: float | None
 ) -> dict[str, Number]:
-    """The paper's columns of one of our networks, of `COLUMNS`, as far as it published any."""
+    """The paper's columns of one of our networks, of `COLUMNS`, as far as it published any.
+
+    The difference is to what it published of the network's own design.
+    """
     unified, original = (results().get((mixer, design, scale)) for design in ("unified", "original"))
     found = {"published": unified, "original": original}
     numbers = {name: Number(value) for name, value in found.items() if value is not None}
-    if unified is not None and top1 is not None:
-        ends = (None if end is None else end - unified for end in (low, high))
-        numbers["difference"] = Number(top1 - unified, None, 1, *ends)
+    theirs = results().get((mixer, design, scale))
+    if theirs is not None and top1 is not None:
+        ends = (None if end is None else end - theirs for end in (low, high))
+        numbers["difference"] = Number(top1 - theirs, None, 1, *ends)
     return numbers
 
 

@@ -37,6 +37,11 @@ def macs(count: float) -> str:
     return f"{count / 1e9:.2f} G" if count >= 1e8 else f"{count / 1e6:.1f} M"
 
 
+def design(name: str) -> str:
+    """What is put behind a mixer's name: ``@original``; nothing for the unified design."""
+    return "" if name in ("", "unified") else f"@{name}"
+
+
 def duration(time: timedelta) -> str:
     """``12.3 s``, ``3:25`` (minutes) or ``1:03:25``; a dash if a clock was set back in the meantime."""
     seconds = time.total_seconds()

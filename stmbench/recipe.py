@@ -208,6 +208,20 @@ def load(name: str, overrides: Sequence[str] = ()) -> Recipe:
     return from_values(values, path.stem)
 
 
+def differences(first: Recipe, second: Recipe) -> dict[str, tuple[str, str]]:
+    """The values in which two recipes differ, as text, by ``section.key``."""
+    old, new = (_flat(recipe.values()) for recipe in (first, second))
+    return {name: (old[name], new[name]) for name in old if old[name] != new[name]}
+
+
+def _flat(values: Mapping[str, Any]) -> dict[str, str]:
+    flat = {}
+    for section, value in values.items():
+        inner = value.items() if isinstance(value, Mapping) else [("", value)]
+        flat |= {f"{section}.{key}".rstrip("."): json.dumps(each, ensure_ascii=False) for key, each in inner}
+    return flat
+
+
 def find(name: str) -> Path:
     """The file of a recipe; ValueError names the nearest one."""
     path = Path(name)

@@ -23,6 +23,7 @@ class Job:
     device: str = "cpu"
     weights: str | None = None  # a checkpoint file to start from
     backend: str = ""  # that the mixers are to use; "" for the best there is
+    design: str = "unified"  # what stands around the mixers; "" for a timm model
     folder: Path  # artifacts and checkpoints of the run
     ceilings: Mapping[tuple[str, str], float] = field(default_factory=dict)
     """What this machine is known to reach at most, by a measurement's name and condition."""

@@ -92,6 +92,7 @@ def request(run: RunRecord, *, data: str | None = None, weights: str | None = No
         device=device,
         weights=weights,
         backend=run.backend,
+        design=run.design or "unified",
         preprocessing=run.preprocessing,
     )
     plan.check(asked)

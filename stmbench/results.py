@@ -44,11 +44,11 @@ def leaderboard(
 
     Columns that name the group, which is what may be compared: recipe, recipe_digest, data, data_fingerprint,
     device, hardware, precision, latency_condition, throughput_condition, ranked_by (str) and paired (bool).
-    Columns of the network: rank and seeds (Int64), tied and disturbed (bool), mixer, scale, weights, backend
-    (str), parameters, macs, latency (ms), throughput (images/s), top1, top1_low, top1_high, top1_sd (%) and
-    images (float64), runs (a tuple of ids). Each measurement NAME of `columns` adds NAME, NAME_sd (float64),
-    NAME_n (Int64), NAME_unit and NAME_condition (str); `published` adds published, original, difference,
-    difference_low, difference_high (%).
+    Columns of the network: rank and seeds (Int64), tied and disturbed (bool), mixer, scale, design, weights,
+    backend (str), parameters, macs, latency (ms), throughput (images/s), top1, top1_low, top1_high,
+    top1_sd (%) and images (float64), runs (a tuple of ids). Each measurement NAME of `columns` adds NAME,
+    NAME_sd (float64), NAME_n (Int64), NAME_unit and NAME_condition (str); `published` adds published,
+    original, difference, difference_low, difference_high (%).
 
     Raises:
         ValueError: no results there, an unknown name (the nearest is named), or `where` cannot be read.
@@ -74,7 +74,7 @@ def leaderboard(
 def runs(db: str | None = None, *, where: str | None = None) -> "DataFrame":
     """Every run, a line each: the view runs_v1.
 
-    Columns: run, state, reason, mixer, scale, recipe, recipe_digest, data, data_fingerprint, weights,
+    Columns: run, state, reason, mixer, scale, design, recipe, recipe_digest, data, data_fingerprint, weights,
     weights_sha256, backend, device, hardware, precision, host, git_commit, fingerprint, folder (str),
     created, updated (datetime64, UTC), seed, threads (Int64), git_dirty (bool), overrides (a list),
     recipe_values and versions (dicts). `where` may name all but those three.
@@ -85,9 +85,10 @@ def runs(db: str | None = None, *, where: str | None = None) -> "DataFrame":
 def measurements(db: str | None = None, *, where: str | None = None) -> "DataFrame":
     """Every measurement, a line each: the view measurements_v1, with facts of its run.
 
-    Columns: run, mixer, scale, weights, recipe, data, device, hardware, precision, stage, name, condition,
-    unit, reason (str), seed, step (Int64; the epoch of a curve's point, 0 for other numbers) and value
-    (float64). `where` may name these and the columns of `runs`: choose by it, for there may be millions.
+    Columns: run, mixer, scale, design, weights, recipe, data, device, hardware, precision, stage, name,
+    condition, unit, reason (str), seed, step (Int64; the epoch of a curve's point, 0 for other numbers) and
+    value (float64). `where` may name these and the columns of `runs`: choose by it, for there may be
+    millions.
     """
     return _table(db, "measurements", where)
 

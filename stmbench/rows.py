@@ -16,6 +16,7 @@ class Row:
     tied: bool = False  # whether others have this rank
     mixer: str
     scale: str
+    design: str  # what stands around its mixers; "" for a timm model
     weights: str  # the checkpoint it started from, if any
     backend: str  # that its mixers were forced to; "" for the best there is
     parameters: float | None

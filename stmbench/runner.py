@@ -93,6 +93,7 @@ def _job(run: RunRecord, store: Store, *, data: str, weights: str | None, device
         device=device,
         weights=weights,
         backend=run.backend,
+        design=run.design,
         folder=run.folder,
         ceilings=store.ceilings(run.host, run.hardware),
     )

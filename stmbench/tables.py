@@ -10,6 +10,7 @@ from stmbench.columns import Column, Number
 from stmbench.readable import DASH, amount, macs
 from stmbench.record import parts_of
 from stmbench.rows import COLUMNS, NAMES, Group, Row
+from stmbench.store import RunRecord
 
 NONE = DASH
 DISTURBED = "!"
@@ -29,7 +30,15 @@ _HEADERS = {
 SHOWN = ("mixer", "scale", "parameters", "macs", "latency", "throughput", "top1", "interval", "seeds")
 """The columns of a table unless others are asked for."""
 HEADERS = ("#", *(_HEADERS.get(name, name) for name in SHOWN))
-TEXTS = ("mixer", "scale", "weights", "backend", "runs", *(name for name in ("recipe", "data", "hardware")))
+TEXTS = (
+    "mixer",
+    "scale",
+    "design",
+    "weights",
+    "backend",
+    "runs",
+    *(name for name in ("recipe", "data", "hardware")),
+)
 
 
 def shown(group: Group, asked: Sequence[str] = ()) -> tuple[str, ...]:
@@ -109,7 +118,7 @@ def _top1(row: Row) -> str:
 
 
 _CELLS: dict[str, Callable[[Row], str]] = {
-    "mixer": lambda row: network(row.mixer, row.backend, row.weights),
+    "mixer": lambda row: network(row),
     "parameters": lambda row: "" if row.parameters is None else amount(row.parameters),
     "macs": lambda row: "" if row.macs is None else macs(row.macs),
     "latency": _latency,
@@ -123,10 +132,14 @@ _CELLS: dict[str, Callable[[Row], str]] = {
 }
 
 
-def network(mixer: str, backend: str, weights: str) -> str:
-    """What a network is called: with the backend it was forced to, and the file it started from."""
-    forced = f" ({backend})" if backend else ""
-    return mixer + forced + (f" from {Path(weights).name}" if weights else "")
+def network(of: RunRecord | Row, mixer: str = "") -> str:
+    """What a network is called: with its design, the backend it was forced to, and the file it started from.
+
+    `mixer` is another name of its mixer.
+    """
+    name = f"{mixer or of.mixer}{readable.design(of.design)}"
+    forced = f" ({of.backend})" if of.backend else ""
+    return name + forced + (f" from {Path(of.weights).name}" if of.weights else "")
 
 
 def caption(group: Group) -> str:

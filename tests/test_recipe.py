@@ -189,3 +189,19 @@ def test_the_published_protocols() -> None:
         assert published.augment.auto_augment == "rand-m9-mstd0.5-inc1"
         assert (published.train.ema_decay, published.data.crop_pct) == (0.9999, 0.875)
         assert published.model.drop_path is None
+
+
+def test_the_fair_recipe_differs_from_the_published_ones_in_their_confounds_alone() -> None:
+    fair, attention, conv = (recipe.load(f"imagenet_{name}") for name in ("fair", "attention", "conv"))
+    assert recipe.differences(attention, fair) == {"model.drop_path": ("null", "0.2")}
+    confounds = {"train.batch_size", "optimizer.lr", "schedule.warmup_lr", "schedule.min_lr"}
+    assert set(recipe.differences(conv, fair)) == confounds | {"model.drop_path"}
+    per_image = [each.optimizer.lr / each.train.batch_size for each in (attention, conv)]
+    assert per_image[0] == pytest.approx(per_image[1])
+
+
+def test_recipes_that_are_the_same_differ_in_nothing() -> None:
+    assert recipe.differences(recipe.load("quick"), recipe.load("quick", ["optimizer.lr=0.5"])).keys() == {
+        "optimizer.lr"
+    }
+    assert recipe.differences(recipe.load("quick"), recipe.load("quick")) == {}

@@ -14,14 +14,17 @@ from stmbench.cli import (
     errors,
     export,
     info,
+    ladder,
     mixers,
     plot,
+    recipes,
     report,
     reproduce,
     results,
     run,
     show,
     sweep,
+    weights,
 )
 
 app = typer.Typer(
@@ -35,6 +38,7 @@ app.command()(run.resume)
 app.command()(sweep.sweep)
 app.command()(reproduce.reproduce)
 app.command()(bench.bench)
+app.command()(ladder.ladder)
 app.command()(results.leaderboard)
 app.command()(compare.compare)
 app.command()(results.runs)
@@ -43,8 +47,9 @@ app.command()(export.export)
 app.add_typer(plot.app, name="plot")
 app.command()(report.report)
 app.add_typer(mixers.app, name="mixers")
+app.add_typer(recipes.app, name="recipes")
+app.add_typer(weights.app, name="weights")
 app.add_typer(db.app, name="db")
-app.command()(info.recipes)
 app.command()(info.doctor)
 
 

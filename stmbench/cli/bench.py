@@ -203,6 +203,7 @@ def _row_record(row: "Row") -> dict[str, Any]:
         "name": row.contender.name,
         "network": job.mixer,
         "scale": job.scale,
+        "design": job.design,
         "weights": job.weights or "",
         "backend": row.backend,
         "forced": job.backend,

@@ -1,37 +1,17 @@
-"""`stmbench recipes` and `doctor`: what there is to run, and what works on this machine."""
+"""`stmbench doctor`: what works on this machine."""
 
 import json
 import shutil
 import subprocess
 import sys
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
-import typer
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
 from stmbench.cli.options import DEFAULT, Database
-
-
-def recipes(
-    name: Annotated[
-        str | None, typer.Argument(help="A recipe's name or TOML file, to read it whole.")
-    ] = None,
-) -> None:
-    """List the recipes that come with stmbench, or read one whole."""
-    from stmbench import recipe
-
-    console = Console(soft_wrap=True)
-    if name:
-        console.print(escape(recipe.find(name).read_text(encoding="utf-8").rstrip()), highlight=False)
-        return
-    table = Table("recipe", "digest", "what it promises", box=None, pad_edge=False)
-    for each in recipe.names():
-        promise = recipe.promise(recipe.find(each)).partition("\n\n")[0].replace("\n", " ")
-        table.add_row(each, recipe.load(each).digest, escape(promise))
-    Console().print(table)
 
 
 def doctor(db: Database = DEFAULT) -> None:

@@ -51,6 +51,10 @@ def run(
     backend: Annotated[
         str, typer.Option(help="How mixers compute: see `stmbench mixers show halo`. [default: the fastest]")
     ] = "",
+    design: Annotated[
+        str,
+        typer.Option(help="What stands around the mixers: unified, original, or a step: `stmbench ladder`."),
+    ] = "unified",
     set_: Annotated[
         list[str] | None, typer.Option("--set", help="Override the recipe: section.key=value.")
     ] = None,
@@ -72,6 +76,7 @@ def run(
         device=device,
         weights=weights,
         backend=backend,
+        design=design,
     )
     for warning in asked.warnings:
         errors.warn(warning)
@@ -141,7 +146,8 @@ def _follow(console: Console, store: "Store", job: "Job") -> None:
         f"[bold]{job.folder.name}[/]  {f'{job.mixer} {job.scale}'.rstrip()}, "
         f"recipe {job.recipe.name} ({job.recipe_digest}), "
         f"data {escape(job.data)}, {job.device}, seed {job.seed}"
-        f"{f', backend {job.backend}' if job.backend else ''}",
+        f"{f', backend {job.backend}' if job.backend else ''}"
+        f"{f', design {job.design}' if job.design not in ('', 'unified') else ''}",
         highlight=False,
     )
     with Drawer(console) as drawer:

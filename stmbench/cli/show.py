@@ -49,6 +49,7 @@ def _facts(run: "RunRecord") -> Table:
         "run": run.id,
         "state": run.state + reason,
         "network": f"{run.mixer} {run.scale}".rstrip(),
+        "design": "" if run.design == "unified" else run.design,
         "weights": f"{run.weights} (sha256 {run.weights_sha256[:12]})" if run.weights else "",
         "recipe": f"{run.recipe_name} ({run.recipe_digest})",
         "overrides": ", ".join(run.overrides),

@@ -23,16 +23,19 @@ from stmbench.record import Macs
 
 
 class DepthwiseConv(BackendMixer):
-    """Mix each channel with its neighbourhood of `kernel` x `kernel`, zeros outside the image."""
+    """Mix each channel with its neighbourhood of `kernel` x `kernel`, zeros outside the image.
 
-    def __init__(self, dim: int, *, kernel: int = 7) -> None:
+    Without `projections` it is the depthwise convolution alone, as in ConvNeXt's own block.
+    """
+
+    def __init__(self, dim: int, *, kernel: int = 7, projections: bool = True) -> None:
         super().__init__()
         if kernel < 1 or kernel % 2 == 0:
             raise ValueError(f"kernel {kernel} has no centre: give an odd one.")
         self.dim, self.kernel = dim, kernel
-        self.proj_in = nn.Linear(dim, dim)
+        self.proj_in = nn.Linear(dim, dim) if projections else nn.Identity()
         self.conv = ChannelsLastConv2d(dim, dim, kernel, padding=kernel // 2, groups=dim)
-        self.proj_out = nn.Linear(dim, dim)
+        self.proj_out = nn.Linear(dim, dim) if projections else nn.Identity()
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, H, W, C) -> (B, H, W, C)."""
@@ -40,7 +43,8 @@ class DepthwiseConv(BackendMixer):
 
     def macs(self, height: int, width: int) -> Macs:
         """Multiply-accumulates of one image of `height` x `width` positions."""
-        return Macs(height * width * self.dim * (2 * self.dim + self.kernel**2))
+        projections = 2 * self.dim if isinstance(self.proj_in, nn.Linear) else 0
+        return Macs(height * width * self.dim * (projections + self.kernel**2))
 
 
 def _correlate(mixer: DepthwiseConv, x: Tensor) -> Tensor:

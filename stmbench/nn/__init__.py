@@ -26,6 +26,7 @@ def create_model(
     weights: str | Path | None = None,
     size_of: str | None = None,
     backend: str = "",
+    design: str = "unified",
 ) -> Backbone:
     """The unified backbone around `mixer` (a name or alias of the catalogue) at `scale`.
 
@@ -37,12 +38,14 @@ def create_model(
         weights: a checkpoint file, ours or a published one; see `stmbench.nn.weights.load_weights`.
         size_of: another mixer, whose backbone it is (widths, depths, position maps): only the mixers differ.
         backend: how every mixer computes, where it can; by default the fastest way there is for each input.
+        design: what stands around the mixer: `unified`, `original`, as in its own network, or a step
+            between them; `catalog.rungs` lists a mixer's.
 
     Raises:
-        ValueError: no such mixer, scale or backend, a size that cannot be, or weights that do not fit.
+        ValueError: no such mixer, scale, backend or design, a size that cannot be, weights that do not fit.
     """
     row, around = catalog.mixer(mixer), catalog.mixer(size_of or mixer)
-    size = catalog.scale(around.name, scale)
+    parts, size = catalog.rung(around.name, scale, design)
     sizes = (image_size, image_size) if isinstance(image_size, int) else image_size
     if not (isinstance(sizes, tuple | list) and len(sizes) == 2 and all(isinstance(n, int) for n in sizes)):
         raise ValueError(f"image_size is a number of pixels or (height, width), not {image_size!r}.")
@@ -51,13 +54,17 @@ def create_model(
         raise ValueError("image_size and in_channels must be at least 1, num_classes at least 0.")
     mixer_class = catalog.resolve(row.target)
 
+    # ConvNeXt's own block is around the depthwise convolution alone
+    bare = {"projections": False} if parts.block == "single residual" and row is around else {}
+
     def make_mixer(level: int, block: int) -> nn.Module:
-        return mixer_class(size.widths[level], **row.options(size.widths[level], level, block))
+        return mixer_class(size.widths[level], **row.options(size.widths[level], level, block), **bare)
 
     model = Backbone(
         size.widths,
         size.depths,
         make_mixer,
+        design=parts,
         mlp_ratios=size.mlp_ratios,
         norm_eps=around.norm_eps,
         drop_path=size.drop_path if drop_path is None else drop_path,

@@ -1,7 +1,9 @@
 """The unified backbone: four levels of one block around any spatial token mixer.
 
 Hu et al. 2022, "Demystify Transformers & Convolutions in Modern Image Deep Networks" (arXiv:2211.05781):
-an overlapping stem, overlapping downsampling, a LayerNorm after each level, a convolutional head.
+an overlapping stem, overlapping downsampling, a LayerNorm after each level, a convolutional head. Any of
+these parts can be that of the mixer's original network instead: see `catalog.Design`.
+
 Departure: activations stay (B, H, W, C) from stem to head, and convolutions see them as NCHW views in
 channels_last memory format, so that nothing is transposed in between.
 
@@ -12,18 +14,20 @@ from collections.abc import Callable, Sequence
 from typing import Any, cast
 
 import torch
-from timm.layers.adaptive_avgmax_pool import SelectAdaptivePool2d
 from timm.models._features import feature_take_indices
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
-from stmbench.nn.block import Block
+from stmbench.catalog import Design
+from stmbench.nn import originals
+from stmbench.nn.block import Block, Residual
+from stmbench.nn.heads import Head
+from stmbench.nn.init import init_weights
 from stmbench.nn.pretrained import pretrained_cfg
 from stmbench.record import Macs
 
 NORM_EPS = 1e-6  # of the LayerNorms outside the blocks
-HEAD_RATIO = 1.5
 
 
 class ConvNorm(nn.Module):
@@ -45,6 +49,8 @@ class ConvNorm(nn.Module):
 class Stem(nn.Module):
     """Two convolutions with stride 2, (B, H, W, 3) -> (B, ceil(H/4), ceil(W/4), C)."""
 
+    first_conv = "first.conv"
+
     def __init__(self, in_channels: int, dim: int) -> None:
         super().__init__()
         self.first = ConvNorm(in_channels, dim // 2, bias=True)
@@ -61,13 +67,13 @@ class Stem(nn.Module):
 
 
 class Level(nn.Module):
-    """The blocks of one resolution, one per mixer, between a downsampling and a LayerNorm.
+    """The blocks of one resolution, one per mixer, between a downsampling and a LayerNorm, if it has one.
 
     The first level has no `in_dim`: its downsampling is the stem. A level that carries a learnt map of
     absolute positions makes it for `map_size` (height, width), and adds it before its first block.
     """
 
-    blocks: Sequence[Block]
+    blocks: Sequence[Residual]
 
     def __init__(
         self,
@@ -79,19 +85,20 @@ class Level(nn.Module):
         mlp_ratio: int,
         norm_eps: float,
         drop_paths: Sequence[float],
+        design: Design,
     ) -> None:
         super().__init__()
-        self.downsample = nn.Identity() if in_dim is None else ConvNorm(in_dim, dim, bias=False)
+        self.downsample: Any = nn.Identity() if in_dim is None else make_downsample(design, in_dim, dim)
         self.position_map = None
         if map_size is not None:
             self.position_map = nn.Parameter(torch.empty(1, dim, *map_size))  # (1, C, H, W)
             nn.init.trunc_normal_(self.position_map, std=0.02)
         blocks = [
-            Block(dim, mixer, mlp_ratio=mlp_ratio, norm_eps=norm_eps, drop_path=drop_path)
+            make_block(design, dim, mixer, mlp_ratio=mlp_ratio, norm_eps=norm_eps, drop_path=drop_path)
             for mixer, drop_path in zip(mixers, drop_paths, strict=True)
         ]
-        self.blocks = cast(Sequence[Block], nn.ModuleList(blocks))
-        self.norm = nn.LayerNorm(dim, eps=NORM_EPS)
+        self.blocks = cast(Sequence[Residual], nn.ModuleList(blocks))
+        self.norm = nn.LayerNorm(dim, eps=NORM_EPS) if design.level_norms else nn.Identity()
         self.grad_checkpointing = False
 
     def forward(self, x: Tensor) -> Tensor:
@@ -109,55 +116,25 @@ class Level(nn.Module):
     def macs(self, height: int, width: int) -> dict[str, Macs]:
         """Multiply-accumulates of one image of `height` x `width` positions in this level, by part."""
         macs = {}
-        if isinstance(self.downsample, ConvNorm):
+        if not isinstance(self.downsample, nn.Identity):
             macs["downsample"] = self.downsample.macs(height, width)
         macs["mixers"] = sum((block.mixer.macs(height, width) for block in self.blocks), Macs(0))
         macs["mlps"] = sum((block.mlp_macs(height, width) for block in self.blocks), Macs(0))
         return macs
 
 
-class Head(nn.Module):
-    """Convolution, BatchNorm, GELU, pooling and a linear classifier, on features in NCHW."""
-
-    def __init__(self, dim: int, num_classes: int, global_pool: str, drop_rate: float) -> None:
-        super().__init__()
-        self.hidden = int(dim * HEAD_RATIO)
-        self.drop_rate = drop_rate
-        self.conv = nn.Conv2d(dim, self.hidden, 1, bias=False)
-        self.norm = nn.BatchNorm2d(self.hidden)
-        self.reset(num_classes, global_pool)
-
-    def reset(self, num_classes: int, global_pool: str) -> None:
-        """A new classifier; none at all for 0 classes. "" leaves the features unpooled."""
-        if num_classes and not global_pool:
-            raise ValueError("Nothing to classify without pooling: set num_classes=0 or global_pool='avg'.")
-        self.global_pool = SelectAdaptivePool2d(pool_type=global_pool, flatten=bool(global_pool))
-        inputs = self.hidden * self.global_pool.feat_mult()
-        self.fc = nn.Linear(inputs, num_classes) if num_classes else nn.Identity()
-        init_weights(self.fc)
-
-    def forward(self, x: Tensor, pre_logits: bool = False) -> Tensor:
-        x = self.global_pool(F.gelu(self.norm(self.conv(x))))
-        x = F.dropout(x, self.drop_rate, self.training)
-        return x if pre_logits else self.fc(x)
-
-    def macs(self, height: int, width: int) -> Macs:
-        """Multiply-accumulates of one image with features of `height` x `width` positions."""
-        classifier = self.fc.weight.numel() if isinstance(self.fc, nn.Linear) else 0
-        return Macs(height * width * self.conv.weight.numel() + classifier)
-
-
 class Backbone(nn.Module):
     """An image classifier of four levels; `make_mixer(level, block)` makes each block's mixer.
 
-    Tuples have one entry per level. `drop_path` is the last block's rate; it grows linearly from 0.
-    `image_size` (height, width) only settles the size of position maps: any size may be fed.
-    `position_parameters` are the names of the learnt tables of positions, which take no weight decay;
-    `zero_layers` those of the mixers' layers that start at zero.
+    `design` says what stands around them. Tuples have one entry per level. `drop_path` is the last block's
+    rate; it grows linearly from 0. `image_size` (height, width) only settles the size of position maps: any
+    size may be fed. `position_parameters` are the names of the learnt tables of positions, which take no
+    weight decay; `zero_layers` those of the mixers' layers that start at zero.
     """
 
     levels: Sequence[Level]
-    head: Any  # a Head, until features-only pruning takes it away
+    stem: Any
+    head: Any  # until features-only pruning takes it away
 
     def __init__(
         self,
@@ -165,6 +142,7 @@ class Backbone(nn.Module):
         depths: Sequence[int],
         make_mixer: Callable[[int, int], nn.Module],
         *,
+        design: Design = Design(),  # noqa: B008 - frozen
         mlp_ratios: Sequence[int] = (4, 4, 4, 4),
         norm_eps: float = 1e-5,
         drop_path: float = 0.0,
@@ -180,7 +158,7 @@ class Backbone(nn.Module):
         super().__init__()
         self.num_classes = num_classes
         self.position_parameters = tuple(position_parameters)
-        self.stem = Stem(in_channels, widths[0])
+        self.stem = make_stem(design, in_channels, widths[0])
         rates = iter(torch.linspace(0, drop_path, sum(depths), device="cpu").tolist())
         levels = [
             Level(
@@ -191,18 +169,21 @@ class Backbone(nn.Module):
                 mlp_ratio=mlp_ratios[level],
                 norm_eps=norm_eps,
                 drop_paths=[next(rates) for _ in range(depth)],
+                design=design,
             )
             for level, depth in enumerate(depths)
         ]
         self.levels = cast(Sequence[Level], nn.ModuleList(levels))
-        self.head = Head(widths[-1], num_classes, global_pool, drop_rate)
+        self.head = make_head(design, widths[-1], num_classes, global_pool, drop_rate)
         self.num_features = widths[-1]
         self.head_hidden_size = self.head.hidden
         self.feature_info = [
             {"num_chs": width, "reduction": 4 * 2**level, "module": f"levels.{level}"}
             for level, width in enumerate(widths)
         ]
-        self.pretrained_cfg = pretrained_cfg(num_classes, (in_channels, *image_size))
+        self.pretrained_cfg = pretrained_cfg(
+            num_classes, (in_channels, *image_size), f"stem.{self.stem.first_conv}"
+        )
         self.default_cfg = self.pretrained_cfg
         self.apply(init_weights)
         for name, parameter in self.named_parameters():
@@ -276,7 +257,7 @@ class Backbone(nn.Module):
 
     def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
         """A freshly initialised classifier; 0 classes for none."""
-        weight = self.head.conv.weight
+        weight = next(self.parameters())
         self.num_classes = num_classes
         self.head.reset(num_classes, self.head.global_pool.pool_type if global_pool is None else global_pool)
         self.head.to(weight.device, weight.dtype)
@@ -325,6 +306,38 @@ class Backbone(nn.Module):
         return parts | {"head": ["head"]}
 
 
+# The parts that a design names
+
+
+def make_stem(design: Design, in_channels: int, dim: int) -> nn.Module:
+    if design.stem == "unified":
+        return Stem(in_channels, dim)
+    overlap = design.stem == "overlapping patches"
+    return originals.PatchStem(in_channels, dim, overlap=overlap, eps=design.norm_eps)
+
+
+def make_downsample(design: Design, in_dim: int, dim: int) -> nn.Module:
+    if design.downsampling == "unified":
+        return ConvNorm(in_dim, dim, bias=False)
+    kind = originals.PatchMerging if design.downsampling == "patch merging" else originals.NormPatches
+    return kind(in_dim, dim, eps=design.norm_eps)
+
+
+def make_block(design: Design, dim: int, mixer: nn.Module, *, norm_eps: float, **options: Any) -> Residual:
+    if design.block == "single residual":
+        return originals.SingleBlock(dim, mixer, norm_eps=design.norm_eps, **options)
+    if design.block == "unscaled":
+        return Block(dim, mixer, norm_eps=design.norm_eps, layer_scale=False, **options)
+    return Block(dim, mixer, norm_eps=norm_eps, **options)
+
+
+def make_head(design: Design, dim: int, num_classes: int, global_pool: str, drop_rate: float) -> nn.Module:
+    if design.head == "unified":
+        return Head(dim, num_classes, global_pool, drop_rate)
+    place = {"norm, pool": "before", "pool, norm": "after", "pool": ""}[design.head]
+    return originals.PooledHead(dim, num_classes, global_pool, drop_rate, norm=place, eps=design.norm_eps)
+
+
 def level_size(level: int, height: int, width: int) -> tuple[int, int]:
     """Positions along each axis in a level (from 0) of the network fed with `height` x `width` pixels."""
     stride = 4 * 2**level
@@ -340,11 +353,3 @@ def resize_position_map(position_map: Tensor, height: int, width: int) -> Tensor
     if position_map.shape[2:] == (height, width):
         return position_map
     return F.interpolate(position_map, (height, width), mode="bilinear", align_corners=False)
-
-
-def init_weights(module: nn.Module) -> None:
-    """Truncated normal with std 0.02 for every convolution and linear layer, mixers' included; biases 0."""
-    if isinstance(module, nn.Conv2d | nn.Linear):
-        nn.init.trunc_normal_(module.weight, std=0.02)
-        if module.bias is not None:
-            nn.init.zeros_(module.bias)

@@ -18,8 +18,8 @@ from stmbench.record import Macs
 LAYER_SCALE = 1e-6
 
 
-class Block(nn.Module):
-    """x += drop(gamma1 * mixer(norm1(x))), then x += drop(gamma2 * mlp(norm2(x))).
+class Residual(nn.Module):
+    """A block of residual branches around a mixer and an MLP, each scaled per channel and dropped per image.
 
     What is dropped is drawn per image, as timm's DropPath does. In eager execution on a CPU dropped images
     are not computed: a mixer treats every image by itself.
@@ -27,31 +27,10 @@ class Block(nn.Module):
 
     mixer: Any  # a module that maps (B, H, W, C) to itself and declares macs(height, width)
 
-    def __init__(
-        self, dim: int, mixer: nn.Module, *, mlp_ratio: int, norm_eps: float, drop_path: float
-    ) -> None:
+    def __init__(self, dim: int, mlp_ratio: int, drop_path: float) -> None:
         super().__init__()
         self.dim, self.hidden = dim, dim * mlp_ratio
-        self.norm1 = nn.LayerNorm(dim, eps=norm_eps)
-        self.mixer = mixer
-        self.gamma1 = nn.Parameter(torch.full((dim,), LAYER_SCALE))
-        self.norm2 = nn.LayerNorm(dim, eps=norm_eps)
-        self.mlp = Mlp(dim, self.hidden)
-        self.gamma2 = nn.Parameter(torch.full((dim,), LAYER_SCALE))
         self.drop_path = DropPath(drop_path)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """(B, H, W, C) -> (B, H, W, C)."""
-        x = self._dropped(x, self.gamma1, self._add_mixer)
-        return self._dropped(x, self.gamma2, self._add_mlp)
-
-    def _add_mixer(self, x: Tensor, scale: Tensor) -> Tensor:
-        return torch.addcmul(x, scale, self.mixer(self.norm1(x)))
-
-    def _add_mlp(self, x: Tensor, scale: Tensor) -> Tensor:
-        if scale.ndim == 1 and sliced_mlp.applies(x, self.norm2, self.mlp):
-            return sliced_mlp.add_mlp(x, self.norm2, self.mlp, scale)
-        return torch.addcmul(x, scale, self.mlp(self.norm2(x)))
 
     def _dropped(self, x: Tensor, gamma: Tensor, add: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
         """`add(x, gamma)` where an image's branch is kept, with gamma / (1 - rate), and x where it is not."""
@@ -73,3 +52,49 @@ class Block(nn.Module):
     def mlp_macs(self, height: int, width: int) -> Macs:
         """Multiply-accumulates of the MLP for one image; the mixer declares its own."""
         return Macs(2 * height * width * self.dim * self.hidden)
+
+
+class Block(Residual):
+    """x += drop(gamma1 * mixer(norm1(x))), then x += drop(gamma2 * mlp(norm2(x))).
+
+    Without `layer_scale` the gammas are 1.
+    """
+
+    def __init__(
+        self,
+        dim: int,
+        mixer: nn.Module,
+        *,
+        mlp_ratio: int,
+        norm_eps: float,
+        drop_path: float,
+        layer_scale: bool = True,
+    ) -> None:
+        super().__init__(dim, mlp_ratio, drop_path)
+        self.norm1 = nn.LayerNorm(dim, eps=norm_eps)
+        self.mixer = mixer
+        self.gamma1 = _scale(dim, layer_scale)
+        self.norm2 = nn.LayerNorm(dim, eps=norm_eps)
+        self.mlp = Mlp(dim, self.hidden)
+        self.gamma2 = _scale(dim, layer_scale)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, H, W, C) -> (B, H, W, C)."""
+        x = self._dropped(x, self.gamma1, self._add_mixer)
+        return self._dropped(x, self.gamma2, self._add_mlp)
+
+    def _add_mixer(self, x: Tensor, scale: Tensor) -> Tensor:
+        return torch.addcmul(x, scale, self.mixer(self.norm1(x)))
+
+    def _add_mlp(self, x: Tensor, scale: Tensor) -> Tensor:
+        if scale.ndim == 1 and sliced_mlp.applies(x, self.norm2, self.mlp):
+            return sliced_mlp.add_mlp(x, self.norm2, self.mlp, scale)
+        return torch.addcmul(x, scale, self.mlp(self.norm2(x)))
+
+
+def _scale(dim: int, learnt: bool) -> Tensor:
+    return (
+        nn.Parameter(torch.full((dim,), LAYER_SCALE))
+        if learnt
+        else nn.Buffer(torch.ones(dim), persistent=False)
+    )

@@ -6,7 +6,9 @@ from timm.data.constants import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 
 
 def pretrained_cfg(
-    num_classes: int = 1000, input_size: tuple[int, int, int] = (3, 224, 224)
+    num_classes: int = 1000,
+    input_size: tuple[int, int, int] = (3, 224, 224),
+    first_conv: str = "stem.first.conv",
 ) -> dict[str, Any]:
     """What timm's scripts want to know of a model; without a url, for no weights are distributed."""
     return {
@@ -17,6 +19,6 @@ def pretrained_cfg(
         "interpolation": "bicubic",
         "mean": IMAGENET_DEFAULT_MEAN,
         "std": IMAGENET_DEFAULT_STD,
-        "first_conv": "stem.first.conv",
+        "first_conv": first_conv,
         "classifier": "head.fc",
     }

@@ -59,6 +59,24 @@ _RENAMES = [
     (r"\.attn\.output_proj\.", ".mixer.proj."),
     (r"\.attn\.", ".mixer."),
 ]
+# timm's names of the original networks to ours, by a key that tells them
+_TIMM = {
+    "layers.0.blocks.0.attn.relative_position_bias_table": [  # swin
+        (r"^patch_embed\.proj\.", "stem.first."),
+        (r"^patch_embed\.norm\.", "stem.norm."),
+        (r"^layers\.", "levels."),
+        (r"\.attn\.", ".mixer."),
+        (r"^norm\.", "head.norm."),
+    ],
+    "stages.0.blocks.0.conv_dw.weight": [  # convnext
+        (r"^stem\.0\.", "stem.first."),
+        (r"^stem\.1\.", "stem.norm."),
+        (r"^stages\.", "levels."),
+        (r"\.downsample\.0\.", ".downsample.norm."),
+        (r"\.downsample\.1\.", ".downsample.conv."),
+        (r"\.conv_dw\.", ".mixer.conv."),
+    ],
+}
 _DERIVED = re.compile(r"\.(relative_position_index|attn_mask)$")  # buffers we make anew
 _POINTWISE = re.compile(r"\.mixer\.(kv|proj_in|proj_out)\.weight$")  # 1x1 convolutions there, linear here
 _LAYER_SCALE = re.compile(r"\.gamma[12]$")  # of many shapes there, one-dimensional here
@@ -126,14 +144,16 @@ def _read_pickle(path: Path) -> Any:
 
 
 def convert(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """A published state dict under our names and shapes; one of ours unchanged."""
-    if not any(key.startswith("downsample_layers.") for key in state):
+    """A published state dict, or timm's of an original network, under our names; one of ours as it is."""
+    published = any(key.startswith("downsample_layers.") for key in state)
+    rules = _RENAMES if published else next((_TIMM[key] for key in _TIMM if key in state), None)
+    if rules is None:
         return dict(state)
     converted = {}
     for key, value in state.items():
         if _DERIVED.search(key):
             continue
-        for pattern, replacement in _RENAMES:
+        for pattern, replacement in rules:
             key = re.sub(pattern, replacement, key)
         if _POINTWISE.search(key):
             value = value.flatten(1)

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Generic, NamedTuple, TypeVar
 
 from stmbench import catalog, leaderboard
+from stmbench.readable import design
 from stmbench.rows import Row
 from stmbench.store import RunRecord
 
@@ -50,7 +51,8 @@ def groups(found: Iterable[tuple[RunRecord, str, T]]) -> list[Group[T]]:
 
 
 def _identity(run: RunRecord) -> tuple[str, ...]:
-    return (run.mixer, run.scale, run.weights_sha256, str(sorted(run.preprocessing.items())), run.backend)
+    images = str(sorted(run.preprocessing.items()))
+    return (run.mixer, run.scale, run.design, run.weights_sha256, images, run.backend)
 
 
 def _group(shared: Shared, networks: list[dict[int, tuple[RunRecord, T]]]) -> Group[T]:
@@ -81,7 +83,7 @@ def family(network: RunRecord | Row, scale: str = "") -> str:
     """What the network is, at whatever scale."""
     backend = f"({network.backend})" if network.backend else ""
     weights = f"from {Path(network.weights).name}" if network.weights else ""
-    return " ".join(filter(None, (network.mixer, scale, backend, weights)))
+    return " ".join(filter(None, (network.mixer + design(network.design), scale, backend, weights)))
 
 
 def place(network: RunRecord | Row) -> tuple[int, int]:

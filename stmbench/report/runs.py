@@ -34,7 +34,7 @@ class Pages:
         final = [m for m in measurements if m.step == 0]
         return {
             "id": run.id,
-            "name": f"{tables.network(run.mixer, run.backend, run.weights)} {run.scale}".rstrip(),
+            "name": f"{tables.network(run)} {run.scale}".rstrip(),
             "look": self._looks.of(run),
             "state": run.state,
             "reason": run.reason,
@@ -84,7 +84,8 @@ class Pages:
 
 def _facts(run: RunRecord) -> list[tuple[str, str]]:
     facts = {
-        "network": f"{tables.network(run.mixer, run.backend, '')} {run.scale}".rstrip(),
+        "network": f"{run.mixer} {run.scale}".rstrip(),
+        "design": run.design,
         "weights": f"{run.weights}, sha256 {run.weights_sha256}" if run.weights else "",
         "backend": f"{run.backend}, forced" if run.backend else "",
         "images": ", ".join(f"{key} {value}" for key, value in run.preprocessing.items()),
@@ -130,6 +131,7 @@ def command(run: RunRecord) -> str:
     words = ["stmbench", "run", *network, "--stage", ",".join(run.stages), "--recipe", _recipe(run)]
     words += ["--seed", str(run.seed), "--data", run.data_source, "--device", run.device]
     words += ["--weights", run.weights] * bool(run.weights) + ["--backend", run.backend] * bool(run.backend)
+    words += ["--design", run.design] * (run.design not in ("", "unified"))
     return shlex.join([*words, *(word for override in run.overrides for word in ("--set", override))])
 
 

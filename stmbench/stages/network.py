@@ -27,7 +27,8 @@ def make(job: Job, num_classes: int, device: str | None = None) -> nn.Module:
     if timm_models.is_timm(job.mixer):
         model = _create(job, num_classes, partial(timm_models.create, job.mixer))
     else:
-        model = _create(job, num_classes, partial(create_model, job.mixer, job.scale, backend=job.backend))
+        options = {"backend": job.backend, "design": job.design}
+        model = _create(job, num_classes, partial(create_model, job.mixer, job.scale, **options))
     if job.weights:
         load(job, model, job.weights)
     return _placed(model, device or job.device)
@@ -35,7 +36,8 @@ def make(job: Job, num_classes: int, device: str | None = None) -> nn.Module:
 
 def twin(job: Job, num_classes: int) -> nn.Module:
     """The same backbone around the identity: the job's network without its mixer."""
-    model = _create(job, num_classes, partial(create_model, "identity", job.scale, size_of=job.mixer))
+    options = {"size_of": job.mixer, "design": job.design}
+    model = _create(job, num_classes, partial(create_model, "identity", job.scale, **options))
     return _placed(model, job.device)
 
 

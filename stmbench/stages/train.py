@@ -138,6 +138,7 @@ class TrainState:
         return {
             "mixer": job.mixer,
             "scale": job.scale,
+            "design": job.design,
             "weights": kind,
             "epoch": str(self.epoch),
             "recipe": f"{job.recipe.name}@{job.recipe_digest}",

@@ -28,6 +28,7 @@ class NewRun:
     weights_sha256: str = ""
     preprocessing: Mapping[str, Any] = field(default_factory=dict)  # a model's own, in the recipe's terms
     backend: str = ""  # that its mixers were forced to; "" for the best there is
+    design: str = "unified"  # what stands around its mixers; "" for a timm model
     device: str  # cpu, cuda or mps
     hardware: str  # model of the CPU or GPU; rows of the leaderboard share it
     precision: str  # fp32, bf16 or fp16

@@ -390,8 +390,9 @@ def _take_back(connection: Connection, run_id: str) -> None:
 
 
 def _slug(new: NewRun) -> str:
-    """The network's name and scale, of characters that are safe in the name of a folder anywhere."""
-    return re.sub(r"[^\w.]+", "-", "-".join(filter(None, (new.mixer, new.scale))))
+    """The network's name, design and scale, of characters that are safe in the name of a folder anywhere."""
+    design = "" if new.design == "unified" else new.design
+    return re.sub(r"[^\w.]+", "-", "-".join(filter(None, (new.mixer, design, new.scale))))
 
 
 def _free_id(connection: Connection, stem: str) -> str:

@@ -27,7 +27,7 @@ NUMBERS = {
     ("eval", "top1"): "top1",
     ("eval", "images"): "images",
 }
-NETWORK = ("mixer", "scale", "weights", "weights_sha256", "preprocessing", "backend")
+NETWORK = ("mixer", "scale", "design", "weights", "weights_sha256", "preprocessing", "backend")
 """Columns of a run that name its network: weights that are fed otherwise answer otherwise."""
 PROTOCOL = (
     "recipe_name",

@@ -91,6 +91,7 @@ run = Table(
     Column("pid", BigInteger, nullable=False),
     Column("boot_id", String(64), nullable=False),
     Column("process_started", Double, nullable=False),
+    Column("design", String(64), nullable=False, server_default="unified"),
     Column("fingerprint", String(64), nullable=False, server_default=""),
     Index("run_fingerprint", "fingerprint"),
     Index("run_state_created", "state", "created"),

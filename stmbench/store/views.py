@@ -33,9 +33,9 @@ def _view(name: str, of: Table, columns: str) -> TableClause:
 _RUNS = _view(
     "runs_v1",
     tables.run,
-    "run state reason created updated mixer scale seed recipe recipe_digest data data_fingerprint weights "
-    "weights_sha256 backend device hardware precision threads host git_commit git_dirty fingerprint folder "
-    "overrides recipe_values versions",
+    "run state reason created updated mixer scale design seed recipe recipe_digest data data_fingerprint "
+    "weights weights_sha256 backend device hardware precision threads host git_commit git_dirty fingerprint "
+    "folder overrides recipe_values versions",
 )
 _VIEWS = {
     "measurements": _view(
@@ -46,7 +46,7 @@ _VIEWS = {
     "files": _view("files_v1", tables.artifact, "run stage kind condition path bytes sha256"),
 }
 _ORDER = {"measurements": "stage name condition step", "runs": "", "stages": "stage", "files": "path"}
-_BESIDE = ("mixer", "scale", "seed", "weights", "recipe", "data", "device", "hardware", "precision")
+_BESIDE = ("mixer", "scale", "design", "seed", "weights", "recipe", "data", "device", "hardware", "precision")
 TABLES = tuple(_VIEWS)
 
 

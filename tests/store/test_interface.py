@@ -17,9 +17,9 @@ from stmbench.store import NewRun, Store
 ROOT = Path(__file__).parents[2]
 DOCS = (ROOT / "docs/database.md").read_text(encoding="utf-8")
 VIEWS = {
-    "runs_v1": "run state reason created updated mixer scale seed recipe recipe_digest data data_fingerprint "
-    "weights weights_sha256 backend device hardware precision threads host git_commit git_dirty fingerprint "
-    "folder overrides recipe_values versions",
+    "runs_v1": "run state reason created updated mixer scale design seed recipe recipe_digest data "
+    "data_fingerprint weights weights_sha256 backend device hardware precision threads host git_commit "
+    "git_dirty fingerprint folder overrides recipe_values versions",
     "stages_v1": "run stage state started ended reason",
     "measurements_v1": "run stage name condition step value unit reason",
     "files_v1": "run stage kind condition path bytes sha256",

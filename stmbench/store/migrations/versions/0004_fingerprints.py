@@ -1,4 +1,4 @@
-"""What a run is recognised by, what leaderboards read, indices for many runs, and views to query."""
+"""What a run is recognised by, its design, what leaderboards read, indices for many runs, views to query."""
 
 import sqlalchemy as sa
 from alembic import op
@@ -8,6 +8,8 @@ down_revision = "0003"
 
 
 def upgrade() -> None:
+    op.add_column("run", sa.Column("design", sa.String(64), nullable=False, server_default="unified"))
+    op.execute("UPDATE run SET design = '' WHERE mixer LIKE 'timm:%'")
     op.add_column("run", sa.Column("fingerprint", sa.String(64), nullable=False, server_default=""))
     op.create_index("run_fingerprint", "run", ["fingerprint"])
     op.create_index("run_state_created", "run", ["state", "created"])
@@ -39,7 +41,7 @@ def upgrade() -> None:
 # An interface: what reads them goes on working. A later schema adds columns at their ends, or a view `_v2`.
 _VIEWS = {
     "runs_v1": """
-        SELECT id AS run, state, reason, created, updated, mixer, scale, seed, recipe_name AS recipe,
+        SELECT id AS run, state, reason, created, updated, mixer, scale, design, seed, recipe_name AS recipe,
             recipe_digest, data_name AS data, data_fingerprint, weights, weights_sha256, backend, device,
             hardware, precision, threads, host, git_commit, git_dirty, fingerprint, folder, overrides,
             recipe_values, versions

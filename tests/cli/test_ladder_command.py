@@ -1,0 +1,51 @@
+"""`stmbench ladder`, and the commands on weights and recipes beside it, with real training."""
+
+import re
+from collections.abc import Callable
+from pathlib import Path
+
+from stmbench.store import open_store
+
+Invoke = Callable[..., tuple[int, str, str]]
+
+
+def test_a_ladder_is_climbed_once(invoke: Invoke, tiny_data: Path, tiny_recipe_file: Path) -> None:
+    options = ("--mixer", "sra", "--recipe", str(tiny_recipe_file), "--data", str(tiny_data))
+    code, out, err = invoke("ladder", *options, "--stage", "build,train,eval")
+    assert (code, err) == (0, "")
+    rungs = re.findall(r"^(original|stem|block|unified) +([\d.]+) M", out, re.MULTILINE)
+    assert [name for name, _ in rungs] == ["original", "stem", "block", "unified"]
+    assert len({parameters for _, parameters in rungs}) > 1
+    assert out.count("inconclusive") + out.count("better") + out.count("worse") == 3
+    with open_store("runs/stmbench.db") as store:
+        assert sorted(run.design for run in store.runs()) == ["block", "original", "stem", "unified"]
+        original = next(run for run in store.runs() if run.design == "original")
+    code, out, _ = invoke("ladder", *options, "--stage", "build,train,eval")
+    assert (code, out.count("done already")) == (0, 4)
+    assert "original" in invoke("show", original.id)[1]
+    code, out, _ = invoke("weights", "inspect", f"runs/{original.id}/plain.safetensors")
+    assert (code, "sra micro (original)" in out) == (0, True)
+    code, out, _ = invoke("reproduce", original.id)
+    assert (code, "the same, bit for bit" in out) == (0, True)
+
+
+def test_a_failed_rung_ends_the_ladder_in_one_line(
+    invoke: Invoke, tiny_data: Path, tiny_recipe_file: Path
+) -> None:
+    options = ("--mixer", "sra", "--recipe", str(tiny_recipe_file), "--data", str(tiny_data))
+    code, _, err = invoke("ladder", *options, "--stage", "build,train,eval", "--set", "optimizer.lr=1e30")
+    assert code == 1
+    assert err.count("Error:") == 4
+    code, out, err = invoke("ladder", *options, "--stage", "build,train,eval", "--set", "optimizer.lr=1e30")
+    assert (code, out.count("failed already")) == (1, 4)
+    assert "not all rungs are there" in err
+
+
+def test_recipes_are_read_and_compared(invoke: Invoke) -> None:
+    assert "imagenet_fair" in invoke("recipes")[1]
+    assert "batch_size = 64" in invoke("recipes", "show", "quick")[1]
+    code, out, _ = invoke("recipes", "diff", "imagenet_attention", "imagenet_fair")
+    assert code == 0
+    assert re.search(r"model\.drop_path +null +0\.2", out)
+    code, _, err = invoke("recipes", "diff", "quick", "quik")
+    assert (code, "Did you mean 'quick'?" in err) == (2, True)
