@@ -10,6 +10,7 @@ from rich.console import Console
 from rich.table import Table
 
 from stmbench.cli import layout
+from stmbench.cli.db import warn_of_network
 from stmbench.cli.options import DEFAULT, Database
 
 if TYPE_CHECKING:
@@ -48,6 +49,7 @@ def ladder(
     options = {"scale": scale, "recipe_name": recipe, "stage": stage, "data": data, "device": device}
     asked = steps.requests(mixer, seeds, overrides=set_ or [], **options)
     console = Console(soft_wrap=True)
+    warn_of_network(db)
     with open_store(db) as store:
         store.reap()
         made: dict[str, list[str]] = {}

@@ -11,6 +11,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from stmbench.cli import layout
+from stmbench.cli.db import warn_of_network
 from stmbench.cli.options import DEFAULT, Database
 
 if TYPE_CHECKING:
@@ -55,6 +56,7 @@ def _again(
     from stmbench import runner
     from stmbench.cli import run
 
+    warn_of_network(db)
     asked = repeat.request(then, data=data, weights=weights)
     started: list[str] = []
 

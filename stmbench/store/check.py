@@ -15,7 +15,8 @@ from sqlalchemy import select
 
 from stmbench.store import rows, tables
 from stmbench.store.records import RunRecord, Summary
-from stmbench.store.store import Store, _batches, _summaries_of
+from stmbench.store.statements import batches, summaries_of
+from stmbench.store.store import Store
 
 _LATER = timedelta(minutes=1)  # by which two machines' clocks may differ without a word
 
@@ -32,7 +33,7 @@ def check(store: Store, *, digests: bool = False) -> Iterator[Finding]:
     with store._read() as connection:
         ids = rows.ids(connection)
     yield from _orphans(store, set(ids))
-    for some in _batches(ids):
+    for some in batches(ids):
         runs = store.named(some)
         yield from _states(store, runs)
         yield from _summaries(store, runs)
@@ -66,7 +67,7 @@ def _summaries(store: Store, runs: dict[str, RunRecord]) -> Iterator[Finding]:
         kept[row.run].append(row)
     for run in runs.values():
         with store._read() as connection:
-            made = list(_summaries_of(connection, run))
+            made = list(summaries_of(connection, run))
         if made != kept[run.id]:
             text = (
                 "what leaderboards read of it is not what was measured: `stmbench db upgrade` makes it anew"

@@ -11,7 +11,8 @@ from sqlalchemy import select, update
 
 from stmbench.store import tables
 from stmbench.store.records import NewRun, RunRecord, StageTime, State
-from stmbench.store.store import Store, _create, _take_over
+from stmbench.store.statements import create, take_over
+from stmbench.store.store import Store
 
 NEWEST = 2000  # runs that times are looked up of
 _ORDER: tuple[State, ...] = ("done", "running", "interrupted", "failed")
@@ -44,8 +45,8 @@ def claim(
         if run and run.state != "interrupted" and not (retry and run.state == "failed"):
             return run, False
         if run:
-            _take_over(connection, run)
-        run_id = run.id if run else _create(connection, new)
+            take_over(connection, run)
+        run_id = run.id if run else create(connection, new)
     return store.run(run_id), True
 
 

@@ -7,7 +7,8 @@ from sqlalchemy import select
 
 from stmbench import catalog
 from stmbench.store import tables
-from stmbench.store.store import Store, _batches
+from stmbench.store.statements import batches
+from stmbench.store.store import Store
 
 _ROWS = tables.measurement.c
 
@@ -51,5 +52,5 @@ def _stages(store: Store) -> list[str]:
 
 def _in_batches(store: Store, query: Any, runs: Sequence[str]) -> Iterator[Any]:
     with store._read() as connection:
-        for some in _batches(runs):
+        for some in batches(runs):
             yield from connection.execute(query.where(_ROWS.run.in_(some))).all()

@@ -5,12 +5,9 @@ it had. All methods may be called from several threads and processes at once.
 """
 
 import dataclasses
-import difflib
 import hashlib
 import itertools
 import math
-import re
-import secrets
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -24,7 +21,6 @@ from sqlalchemy import (
     Connection,
     Engine,
     Row,
-    Table,
     delete,
     func,
     insert,
@@ -33,9 +29,8 @@ from sqlalchemy import (
 )
 
 from stmbench.record import Artifact, Measurement
-from stmbench.store import database, process, tables
+from stmbench.store import database, process, statements, tables
 from stmbench.store.records import ArtifactRecord, NewRun, RunRecord, StageRecord, State, Summary
-from stmbench.store.summary import NUMBERS, summaries
 
 
 def open_store(url: str, *, create: bool = True) -> "Store":
@@ -104,7 +99,7 @@ class Store:
         The folder itself is not made.
         """
         with self._write() as connection:
-            run_id = _create(connection, new)
+            run_id = statements.create(connection, new)
         return self.run(run_id)
 
     def reopen(self, run_id: str) -> RunRecord:
@@ -120,28 +115,28 @@ class Store:
                 raise ValueError(f"Run {run_id} is done: nothing to resume.")
             if run.state == "running":
                 raise ValueError(f"Run {run_id} is still running, as process {run.pid} on {run.host}.")
-            _take_over(connection, run)
+            statements.take_over(connection, run)
         return self.run(run_id)
 
     def beat(self, run_id: str) -> None:
         """Say that the run is alive; expected at least every few minutes while it is running."""
         with self._write() as connection:
-            _update_run(connection, run_id, heartbeat=database.now(connection))
-            _take_back(connection, run_id)
+            statements.update_run(connection, run_id, heartbeat=database.now(connection))
+            statements.take_back(connection, run_id)
 
     def end_run(self, run_id: str, state: State, reason: str = "") -> None:
         """Close a run, and with it any stage it left open."""
         with self._write() as connection:
             now = database.now(connection)
-            _close_stages(connection, run_id, state, reason, now)
-            _update_run(connection, run_id, state=state, reason=reason, updated=now, heartbeat=now)
+            statements.close_stages(connection, run_id, state, reason, now)
+            statements.update_run(connection, run_id, state=state, reason=reason, updated=now, heartbeat=now)
             self._summarise(connection, run_id)
 
     def refresh_summaries(self, run_ids: Sequence[str] | None = None) -> None:
         """Make the rows that leaderboards read again from the measurements, of these runs or of all."""
         if run_ids is None:
             run_ids = [row.id for row in self._fetch(select(tables.run.c.id))]
-        for some in _batches(run_ids):
+        for some in statements.batches(run_ids):
             with self._write() as connection:
                 for run_id in some:
                     self._summarise(connection, run_id)
@@ -150,7 +145,7 @@ class Store:
         rows = tables.summary
         connection.execute(delete(rows).where(rows.c.run == run_id))
         run = self._run_record(connection.execute(select(tables.run).where(tables.run.c.id == run_id)).one())
-        for way, summary in enumerate(_summaries_of(connection, run)):
+        for way, summary in enumerate(statements.summaries_of(connection, run)):
             values = {**summary._asdict(), "way": way, "created": run.created}
             connection.execute(insert(rows).values(values))
 
@@ -162,8 +157,8 @@ class Store:
             old = delete(tables.measurement).where(rows.run == run_id, rows.stage == stage, rows.step == 0)
             connection.execute(old)
             values = {"state": "running", "started": now, "ended": None, "reason": ""}
-            _put(connection, tables.stage, {"run": run_id, "name": stage}, values)
-            _update_run(connection, run_id, updated=now, heartbeat=now)
+            statements.put(connection, tables.stage, {"run": run_id, "name": stage}, values)
+            statements.update_run(connection, run_id, updated=now, heartbeat=now)
 
     def end_stage(self, run_id: str, stage: str, state: State = "done", reason: str = "") -> None:
         """Close a stage."""
@@ -175,7 +170,7 @@ class Store:
                 .where(rows.run == run_id, rows.name == stage)
                 .values(state=state, ended=now, reason=reason)
             )
-            _update_run(connection, run_id, updated=now, heartbeat=now)
+            statements.update_run(connection, run_id, updated=now, heartbeat=now)
 
     def record(self, run_id: str, measurement: Measurement) -> None:
         """Commit one number. The same stage, name, condition and step again replaces it."""
@@ -183,7 +178,9 @@ class Store:
         key = {"run": run_id, "stage": m.stage, "name": m.name, "condition": m.condition, "step": m.step}
         value = None if math.isnan(m.value) else float(m.value)
         with self._write() as connection:
-            _put(connection, tables.measurement, key, {"value": value, "unit": m.unit, "reason": m.reason})
+            statements.put(
+                connection, tables.measurement, key, {"value": value, "unit": m.unit, "reason": m.reason}
+            )
 
     def attach(self, run_id: str, artifact: Artifact, folder: Path) -> ArtifactRecord:
         """Commit a file in the run's `folder`, with its size and SHA-256. The same path again replaces it.
@@ -199,7 +196,7 @@ class Store:
         values = dataclasses.asdict(record)
         del values["path"]
         with self._write() as connection:
-            _put(connection, tables.artifact, {"run": run_id, "path": path.as_posix()}, values)
+            statements.put(connection, tables.artifact, {"run": run_id, "path": path.as_posix()}, values)
         return record
 
     def reap(self) -> list[RunRecord]:
@@ -211,10 +208,10 @@ class Store:
                 run = self._run_record(row)
                 now = database.now(connection)
                 if self._watch.is_from_the_future(run):  # counted from now on, or it would never be dead
-                    _update_run(connection, run.id, heartbeat=now)
+                    statements.update_run(connection, run.id, heartbeat=now)
                 elif run.state == "interrupted":
-                    _close_stages(connection, run.id, run.state, run.reason, run.heartbeat)
-                    _update_run(connection, run.id, state=run.state, reason=run.reason, updated=now)
+                    statements.close_stages(connection, run.id, run.state, run.reason, run.heartbeat)
+                    statements.update_run(connection, run.id, state=run.state, reason=run.reason, updated=now)
                     reaped.append(run)
         return reaped
 
@@ -226,7 +223,7 @@ class Store:
         with self._read() as connection:
             row = connection.execute(select(rows).where(rows.c.id == name)).one_or_none()
             if row is None:
-                row = _by_prefix(connection, name)
+                row = statements.by_prefix(connection, name)
         return self._run_record(row)
 
     def runs(
@@ -254,7 +251,7 @@ class Store:
     def named(self, run_ids: Sequence[str]) -> dict[str, RunRecord]:
         """These runs by their ids; one that is not there is left out."""
         rows = tables.run
-        found = (self._fetch(select(rows).where(rows.c.id.in_(some))) for some in _batches(run_ids))
+        found = (self._fetch(select(rows).where(rows.c.id.in_(some))) for some in statements.batches(run_ids))
         return {row.id: self._run_record(row) for batch in found for row in batch}
 
     def summaries(self, run_ids: Sequence[str] | None = None) -> list[Summary]:
@@ -281,7 +278,7 @@ class Store:
         """Every number of a run, in the order of its stages, then by name, condition and step."""
         order = {stage.name: i for i, stage in enumerate(self.stages(run_id))}
         with self._read() as connection:
-            found = _measurements(connection, tables.measurement.c.run == run_id)[run_id]
+            found = statements.measurements(connection, tables.measurement.c.run == run_id)[run_id]
         return sorted(
             found, key=lambda m: (order.get(m.stage, len(order)), m.stage, m.name, m.condition, m.step)
         )
@@ -298,7 +295,7 @@ class Store:
     def headline(self, stages: Sequence[str], names: Sequence[str]) -> dict[str, list[Measurement]]:
         """The final numbers (step 0) with these names that these stages took, by run id; one query."""
         with self._read() as connection:
-            return _measurements(connection, *_final(stages, names))
+            return statements.measurements(connection, *statements.final(stages, names))
 
     def ceilings(self, host: str, hardware: str) -> dict[tuple[str, str], float]:
         """The most that any run on this machine has measured its device to reach, by name and condition."""
@@ -350,118 +347,3 @@ def _make_folder(folder: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise OSError(f"Cannot make the folder {folder} for results: {error.strerror}.") from error
-
-
-def _create(connection: Connection, new: NewRun) -> str:
-    now = database.now(connection)
-    values = {f.name: getattr(new, f.name) for f in dataclasses.fields(NewRun)} | process.identity()
-    for key, value in values.items():
-        if isinstance(value, tuple):
-            values[key] = list(value)
-    run_id = _free_id(connection, _slug(new))
-    connection.execute(
-        insert(tables.run).values(
-            id=run_id,
-            folder=run_id,  # relative to ours, so that the results can be moved as a whole
-            state="running",
-            reason="",
-            created=now,
-            updated=now,
-            heartbeat=now,
-            **values,
-        )
-    )
-    return run_id
-
-
-def _take_over(connection: Connection, run: RunRecord) -> None:
-    now = database.now(connection)
-    values = {"state": "running", "reason": "", "updated": now, "heartbeat": now}
-    _close_stages(connection, run.id, run.state, run.reason, run.heartbeat)
-    _update_run(connection, run.id, **values, **process.identity())
-
-
-def _take_back(connection: Connection, run_id: str) -> None:
-    """A run that was taken for dead and yet beats is running, unless another process has taken it over."""
-    rows, me = tables.run.c, process.identity()
-    ours = [rows[column] == value for column, value in me.items()]
-    query = update(tables.run).where(rows.id == run_id, rows.state == "interrupted", *ours)
-    connection.execute(query.values(state="running", reason=""))
-
-
-def _slug(new: NewRun) -> str:
-    """The network's name, design and scale, of characters that are safe in the name of a folder anywhere."""
-    design = "" if new.design == "unified" else new.design
-    return re.sub(r"[^\w.]+", "-", "-".join(filter(None, (new.mixer, design, new.scale))))
-
-
-def _free_id(connection: Connection, stem: str) -> str:
-    taken = set(connection.scalars(select(tables.run.c.id).where(tables.run.c.id.startswith(stem))))
-    while (run_id := f"{stem}-{secrets.token_hex(4)}") in taken:
-        pass
-    return run_id
-
-
-def _summaries_of(connection: Connection, run: RunRecord) -> Iterator[Summary]:
-    if run.state != "done":
-        return
-    stages, names = ({key[i] for key in NUMBERS} for i in (0, 1))
-    of_run = tables.measurement.c.run == run.id
-    found = _measurements(connection, of_run, *_final(sorted(stages), sorted(names)))[run.id]
-    yield from summaries(run, sorted(found, key=lambda m: (m.stage, m.name, m.condition)))
-
-
-def _final(stages: Sequence[str], names: Sequence[str]) -> tuple[Any, ...]:
-    rows = tables.measurement.c
-    return rows.stage.in_(stages), rows.name.in_(names), rows.step == 0
-
-
-def _measurements(connection: Connection, *conditions: Any) -> defaultdict[str, list[Measurement]]:
-    rows = tables.measurement.c
-    query = select(
-        rows.run, rows.stage, rows.name, rows.value, rows.unit, rows.condition, rows.step, rows.reason
-    )
-    found: defaultdict[str, list[Measurement]] = defaultdict(list)
-    for run_id, stage, name, value, *rest in connection.execute(query.where(*conditions)):
-        found[run_id].append(Measurement(stage, name, math.nan if value is None else value, *rest))
-    return found
-
-
-def _batches(items: Sequence[str]) -> Iterator[Sequence[str]]:
-    """A few hundred at a time: a statement takes only so many values, and a lock is to be short."""
-    return (items[i : i + 500] for i in range(0, len(items), 500))
-
-
-def _by_prefix(connection: Connection, name: str) -> Row[Any]:
-    ids = tables.run.c.id
-    # Of the ids alone, which their index answers without reading the runs
-    found = connection.scalars(select(ids).where(ids.startswith(name, autoescape=True)).order_by(ids)).all()
-    if not found:
-        near = difflib.get_close_matches(name, list(connection.scalars(select(ids))), n=1)
-        hint = f"Did you mean '{near[0]}'?" if near else "`stmbench runs` lists them."
-        raise ValueError(f"Unknown run '{name}'. {hint}")
-    if len(found) > 1:
-        several = ", ".join(found[:3]) + (", …" if len(found) > 3 else "")
-        raise ValueError(f"'{name}' begins the ids of {len(found)} runs: {several}.")
-    return connection.execute(select(tables.run).where(ids == found[0])).one()
-
-
-def _update_run(connection: Connection, run_id: str, **values: Any) -> None:
-    done = connection.execute(update(tables.run).where(tables.run.c.id == run_id).values(values))
-    assert done.rowcount == 1, f"no run {run_id}"
-
-
-def _close_stages(connection: Connection, run_id: str, state: State, reason: str, ended: datetime) -> None:
-    rows = tables.stage.c
-    connection.execute(
-        update(tables.stage)
-        .where(rows.run == run_id, rows.state == "running")
-        .values(state=state, reason=reason, ended=ended)
-    )
-
-
-def _put(connection: Connection, table: Table, key: dict[str, Any], values: dict[str, Any]) -> None:
-    """Insert a row, or update the one with this key: in two steps, which every database understands."""
-    same = [table.c[column] == value for column, value in key.items()]
-    if connection.execute(update(table).where(*same).values(values)).rowcount == 0:
-        connection.execute(insert(table).values(key | values))
