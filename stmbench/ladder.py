@@ -2,7 +2,7 @@
 
 The claim of Hu et al. 2022 (arXiv:2211.05781) is that most of what separates published networks is the
 engineering around their mixers. The rungs of `catalog.rungs` are trained by one recipe, and each is held
-against the one before it by the paired tests of `stmbench.compare`, corrected for their number (Holm 1979).
+against the one before it by the paired tests of `reading.compare`, corrected for their number (Holm 1979).
 """
 
 import itertools
@@ -10,12 +10,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from stmbench import catalog, compare, plan
-from stmbench.compare import Comparison, Side
-from stmbench.holm import Corrected, holm
+from stmbench import catalog, plan
 from stmbench.nn.timm_models import is_timm
 from stmbench.plan import Request
-from stmbench.significance import Interval, Test, Verdict, verdict
+from stmbench.reading import compare
+from stmbench.reading.compare import Comparison, Side
+from stmbench.reading.holm import Corrected, holm
+from stmbench.reading.significance import Interval, Test, Verdict, verdict
 from stmbench.store import Store
 
 

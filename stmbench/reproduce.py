@@ -17,11 +17,12 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 
 import stmbench.data
-from stmbench import answers, differences, plan, recipe
-from stmbench.differences import Difference
+from stmbench import plan, recipe
 from stmbench.evidence import sha256
 from stmbench.measure.shares import wilson
 from stmbench.plan import Request
+from stmbench.reading import answers, differences
+from stmbench.reading.differences import Difference
 from stmbench.record import Measurement
 from stmbench.store import RunRecord, Store
 from stmbench.store.records import ArtifactRecord

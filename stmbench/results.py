@@ -13,9 +13,9 @@ import os
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from stmbench import where as filters
-from stmbench.leaderboard import rank
-from stmbench.rows import records, types
+from stmbench.reading import where as filters
+from stmbench.reading.leaderboard import rank
+from stmbench.reading.rows import records, types
 from stmbench.store import Store, open_store, views
 
 if TYPE_CHECKING:

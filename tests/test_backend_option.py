@@ -15,7 +15,7 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
-from stmbench import bench, catalog, formats, leaderboard, plan, runner, tables
+from stmbench import bench, catalog, plan, runner
 from stmbench.cli import app, errors
 from stmbench.measure import count
 from stmbench.measure.setting import Round, Setting
@@ -23,6 +23,7 @@ from stmbench.measure.subject import Subject, adamw
 from stmbench.mixers import backends
 from stmbench.mixers.backends import BackendMixer, BackendWarning
 from stmbench.nn import create_model
+from stmbench.reading import formats, leaderboard, tables
 from stmbench.record import Event, Job, Measurement, Note, condition
 from stmbench.stages import build, network, profile
 from stmbench.store import NewRun, open_store

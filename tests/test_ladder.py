@@ -9,7 +9,8 @@ import evaluated
 import numpy as np
 import pytest
 
-from stmbench import ladder, leaderboard, tables
+from stmbench import ladder
+from stmbench.reading import leaderboard, tables
 from stmbench.record import Measurement
 from stmbench.store import NewRun, Store, open_store
 

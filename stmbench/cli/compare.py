@@ -15,9 +15,9 @@ from stmbench.cli.layout import unfolded
 from stmbench.cli.options import DEFAULT, Database
 
 if TYPE_CHECKING:
-    from stmbench.compare import Comparison, Outcome
-    from stmbench.differences import Cost
-    from stmbench.significance import Interval
+    from stmbench.reading.compare import Comparison, Outcome
+    from stmbench.reading.differences import Cost
+    from stmbench.reading.significance import Interval
 
 _STYLES = {"better": "green", "worse": "red", "inconclusive": "yellow"}
 
@@ -47,7 +47,7 @@ def compare(
     db: Database = DEFAULT,
 ) -> None:
     """Say what differs between trained networks, and which is surely more often right."""
-    from stmbench import compare as comparing
+    from stmbench.reading import compare as comparing
     from stmbench.store import open_store
 
     with open_store(db, create=False) as store:
@@ -92,7 +92,7 @@ def _table(*headers: str, right: Sequence[str] = (), whole: Sequence[str] = ()) 
 
 
 def _differences(found: "Comparison") -> Table:
-    from stmbench.tables import NONE
+    from stmbench.reading.tables import NONE
 
     table = _table("", "", *(side.name for side in found.sides))
     topic = ""
@@ -104,7 +104,7 @@ def _differences(found: "Comparison") -> Table:
 
 
 def _costs(found: "Comparison") -> Table:
-    from stmbench.tables import DISTURBED
+    from stmbench.reading.tables import DISTURBED
 
     names = [side.name for side in found.sides]
     table = _table("", *names, right=names)
@@ -117,7 +117,7 @@ def _costs(found: "Comparison") -> Table:
 
 
 def _cells(cost: "Cost") -> list[str]:
-    from stmbench import tables
+    from stmbench.reading import tables
 
     forms = {"parameters": tables.amount, "MACs": tables.macs}
     form = forms.get(cost.name, lambda value: f"{value:,.4g} {cost.unit}")
@@ -140,7 +140,7 @@ def _shared(costs: "Sequence[Cost]") -> list[str]:
 
 
 def _conditions(costs: "Sequence[Cost]") -> list[str]:
-    from stmbench.tables import DISTURBED
+    from stmbench.reading.tables import DISTURBED
 
     lines = [f"times at {', '.join(shared)}"] if (shared := _shared(costs)) else []
     if any(cost.disturbed for cost in costs):
@@ -182,7 +182,7 @@ def _p(p: float) -> str:
 
 def _notes(found: "Comparison") -> list[str]:
     """How the tests were made, and what they do not say."""
-    from stmbench.significance import Pair
+    from stmbench.reading.significance import Pair
 
     reference, lines = found.sides[0], []
     pairs = [(one.contender, one.test) for one in found.outcomes if isinstance(one.test, Pair)]

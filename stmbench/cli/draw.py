@@ -17,7 +17,8 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
-from stmbench import record, tables
+from stmbench import record
+from stmbench.reading import tables
 from stmbench.record import Event, Measurement, Note
 
 QUIET_S = 60  # without a terminal: a sign of life so often within an epoch

@@ -25,7 +25,7 @@ def export(
     db: Database = DEFAULT,
 ) -> None:
     """Write every measurement (or run, stage, file) into one tidy table, for pandas, DuckDB or Datasette."""
-    from stmbench import export as exporting
+    from stmbench.reading import export as exporting
     from stmbench.store import open_store
 
     with open_store(db, create=False) as store:

@@ -87,7 +87,7 @@ def _table(steps: "list[Step]") -> Table:
 def _row(step: "Step") -> Iterator[str]:
     import statistics
 
-    from stmbench import tables
+    from stmbench.reading import tables
 
     forms: dict[str, Any] = {
         "parameters": tables.amount,
@@ -109,7 +109,7 @@ def _row(step: "Step") -> Iterator[str]:
 
 
 def _cost(cost: "Cost | None", form: Any) -> str:
-    from stmbench import tables
+    from stmbench.reading import tables
 
     if cost is None or cost.value is None:
         return tables.NONE

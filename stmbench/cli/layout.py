@@ -9,9 +9,9 @@ from rich.cells import cell_len
 from rich.console import Console, RenderableType
 from rich.table import Table
 
-from stmbench.readable import DASH as DASH
-from stmbench.readable import duration as duration
-from stmbench.readable import value as value
+from stmbench.reading.readable import DASH as DASH
+from stmbench.reading.readable import duration as duration
+from stmbench.reading.readable import value as value
 
 UNLIMITED = 10_000  # characters in a line
 BARS = "▁▂▃▄▅▆▇█"

@@ -53,7 +53,8 @@ def show(mixer: Annotated[str, typer.Argument(help="A mixer's name or alias.")])
 
 
 def _sizes(row: "Mixer") -> Table:
-    from stmbench import plan, tables
+    from stmbench import plan
+    from stmbench.reading import tables
 
     table = Table("scale", "widths", "depths", box=None, pad_edge=False)
     for header in ("params", f"MACs at {_SIZE}"):

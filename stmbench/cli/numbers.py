@@ -19,7 +19,7 @@ from rich.measure import Measurement as Width
 from rich.table import Table
 
 from stmbench.cli.layout import DASH, UNLIMITED, sparkline, table
-from stmbench.readable import unit, value
+from stmbench.reading.readable import unit, value
 from stmbench.record import Measurement, parts_of
 
 # Parts of a condition, and what becomes of the numbers that have one; of several the first here decides.

@@ -150,8 +150,9 @@ def pareto(
     db: Database = DEFAULT,
 ) -> None:
     """Draw top-1 against what it costs, and the Pareto front; a picture per table of the leaderboard."""
-    from stmbench import leaderboard, style
+    from stmbench import style
     from stmbench.pictures import pareto as picture
+    from stmbench.reading import leaderboard
     from stmbench.store import open_store
 
     style.check(output)
@@ -175,8 +176,9 @@ def roofline(
     db: Database = DEFAULT,
 ) -> None:
     """Draw the models, at their best batch, under what their device can reach; a picture per device."""
-    from stmbench import leaderboard, style
+    from stmbench import style
     from stmbench.measure import roofline as picture
+    from stmbench.reading import leaderboard
     from stmbench.store import open_store
 
     style.check(output)
@@ -196,7 +198,8 @@ def roofline(
 @contextmanager
 def _finished(output: Path, db: str, *filters: str | None) -> "Iterator[tuple[Store, list[RunRecord]]]":
     """The results, and the finished runs in them that pass the filters of every command."""
-    from stmbench import selection, style
+    from stmbench import style
+    from stmbench.reading import selection
     from stmbench.store import open_store
 
     style.check(output)

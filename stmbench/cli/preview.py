@@ -4,7 +4,8 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from stmbench import plan, tables
+from stmbench import plan
+from stmbench.reading import tables
 
 
 def show(console: Console, asked: plan.Request) -> None:

@@ -73,7 +73,7 @@ def _again(
 def _tell_changes(then: "RunRecord", now: "RunRecord") -> None:
     """What is not as it was; of code and environment, the first question when an outcome differs."""
     from stmbench import reproduce as repeat
-    from stmbench.tables import NONE
+    from stmbench.reading.tables import NONE
 
     table = layout.table("changed since", then.id, now.id, wrap=(then.id, now.id))
     for change in repeat.changed(then, now):

@@ -18,7 +18,7 @@ from stmbench.cli import layout
 from stmbench.cli.options import DEFAULT, Database, DataSets, Devices, Mixers, Recipes, Scales, Where
 
 if TYPE_CHECKING:
-    from stmbench import rows as board
+    from stmbench.reading import rows as board
     from stmbench.store import RunRecord, Store
 
 _GIVE_WAY = ("original", "parameters", "macs", "throughput", "latency", "seeds")  # in a narrow terminal
@@ -66,9 +66,9 @@ def leaderboard(
     db: Database = DEFAULT,
 ) -> None:
     """Rank the finished runs; one table for each set of conditions that may be compared."""
-    from stmbench import columns as measured
-    from stmbench import formats
-    from stmbench import leaderboard as board
+    from stmbench.reading import columns as measured
+    from stmbench.reading import formats
+    from stmbench.reading import leaderboard as board
     from stmbench.store import open_store
 
     form, asked = formats.form(format_, output), measured.split(columns)
@@ -141,7 +141,7 @@ def runs(
 
 def summary(console: Console, store: "Store", run_ids: Sequence[str]) -> None:
     """Print the leaderboard's rows of these runs alone."""
-    from stmbench import leaderboard as board
+    from stmbench.reading import leaderboard as board
 
     for group in board.rank(store, only=run_ids):
         layout.print_parts(_Board(group), console=console)
@@ -151,12 +151,12 @@ class _Board:
     """A group of the leaderboard; in a narrow terminal the costs give way before the ranking does."""
 
     def __init__(self, group: "board.Group", asked: Sequence[str] = ()) -> None:
-        from stmbench import tables
+        from stmbench.reading import tables
 
         self.group, self.names = group, tables.shown(group, asked)
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
-        from stmbench import tables
+        from stmbench.reading import tables
 
         names, unbounded = list(self.names), options.update(max_width=layout.UNLIMITED)
         folded = console.is_terminal
@@ -185,7 +185,7 @@ class _Board:
 
     def _table(self, names: Sequence[str], folded: bool) -> Table:
         """With `folded`, a header has a line for each part of its condition."""
-        from stmbench import tables
+        from stmbench.reading import tables
 
         headers = [
             header.replace(", ", ",\n" if folded else ", ") for header in tables.headers(self.group, names)

@@ -6,9 +6,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Generic, NamedTuple, TypeVar
 
-from stmbench import catalog, leaderboard
-from stmbench.readable import design
-from stmbench.rows import Row
+from stmbench import catalog
+from stmbench.reading import leaderboard
+from stmbench.reading.readable import design
+from stmbench.reading.rows import Row
 from stmbench.store import RunRecord
 
 T = TypeVar("T")

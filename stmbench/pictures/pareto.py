@@ -14,10 +14,10 @@ from typing import Any
 import numpy as np
 
 from stmbench import catalog, style
-from stmbench.front import front
 from stmbench.pictures.networks import facts, family, named, place
+from stmbench.reading.front import front
+from stmbench.reading.rows import Group, Row
 from stmbench.record import Measurement, parts_of
-from stmbench.rows import Group, Row
 from stmbench.store import Store
 
 COSTS = {"macs": "MACs", "parameters": "parameters", "latency": "latency", "memory": "memory"}

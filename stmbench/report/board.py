@@ -3,11 +3,11 @@
 from collections.abc import Mapping, Sequence
 from html import escape
 
-from stmbench import tables
 from stmbench.pictures.networks import place
+from stmbench.reading import tables
+from stmbench.reading.rows import Group, Row
 from stmbench.report.looks import Looks, origin
 from stmbench.report.markup import article, attributes, header, section, table
-from stmbench.rows import Group, Row
 from stmbench.store import RunRecord
 
 _RANK, _INTERVAL = "#", "95 %"

@@ -7,10 +7,10 @@ from typing import Any
 from stmbench.pictures import curves, invariance, pareto
 from stmbench.pictures.invariance import Sweep
 from stmbench.pictures.networks import Group, place
+from stmbench.reading.rows import Group as Board
+from stmbench.reading.rows import Row
 from stmbench.report.looks import Looks, members, origin
 from stmbench.report.markup import Pool, article, rounded, section
-from stmbench.rows import Group as Board
-from stmbench.rows import Row
 from stmbench.store import RunRecord, Store
 
 CURVES = {"loss": "training loss", "val_loss": "validation loss", "top1": "validation top-1 [%]"}

@@ -5,8 +5,8 @@ from typing import Any
 
 from stmbench import style
 from stmbench.pictures.networks import Group, Shared, family, place
-from stmbench.rows import Group as Board
-from stmbench.rows import Row
+from stmbench.reading.rows import Group as Board
+from stmbench.reading.rows import Row
 from stmbench.store import RunRecord
 
 Members = Mapping[str, RunRecord]  # by the network's name

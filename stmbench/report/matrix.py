@@ -1,7 +1,7 @@
 """The comparison matrix: every network against every other, as `stmbench compare` would say it.
 
 A column is one `stmbench compare`: its network is the reference, the others are the contenders, and p-values
-and intervals are corrected for their number. The statistics are those of `stmbench.significance`.
+and intervals are corrected for their number. The statistics are those of `reading.significance`.
 """
 
 import functools
@@ -12,13 +12,13 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from html import escape
 
-from stmbench import answers, tables
-from stmbench.answers import Answers
-from stmbench.holm import holm
 from stmbench.pictures import networks
+from stmbench.reading import answers, tables
+from stmbench.reading.answers import Answers
+from stmbench.reading.holm import holm
+from stmbench.reading.significance import Hits, Interval, Test, Verdict, paired, verdict
 from stmbench.report.looks import Looks, origin
 from stmbench.report.markup import article, attributes, section, table
-from stmbench.significance import Hits, Interval, Test, Verdict, paired, verdict
 from stmbench.store import RunRecord, Store
 
 _MOST = 12  # networks that a matrix has room for

@@ -10,8 +10,9 @@ from importlib import resources
 from string import Template
 from typing import Any, TypedDict, Unpack
 
-from stmbench import __version__, leaderboard, selection
+from stmbench import __version__
 from stmbench.pictures.networks import place
+from stmbench.reading import leaderboard, selection
 from stmbench.report import board, charts, fields, matrix, runs
 from stmbench.report.looks import Looks
 from stmbench.report.markup import Pool

@@ -6,9 +6,10 @@ from datetime import UTC, datetime
 from html import escape
 from typing import Any
 
-from stmbench import catalog, tables
-from stmbench.differences import settings_of
-from stmbench.readable import duration
+from stmbench import catalog
+from stmbench.reading import tables
+from stmbench.reading.differences import settings_of
+from stmbench.reading.readable import duration
 from stmbench.record import Measurement, condition
 from stmbench.report.charts import CURVES, history
 from stmbench.report.looks import Looks

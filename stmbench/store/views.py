@@ -12,7 +12,7 @@ from sqlalchemy import JSON, ColumnElement, Select, Table, column, select
 from sqlalchemy.sql.expression import TableClause
 from sqlalchemy.sql.expression import table as view
 
-from stmbench import where
+from stmbench.reading import where
 from stmbench.store import tables
 from stmbench.store.store import Store
 

@@ -2,7 +2,7 @@
 
 The promise: over 100,000 runs of 50 measurements each, 1.5 s and 0.5 s, below 500 MB. Up to 1,000 runs have
 their predictions of 2,000 images, by which networks are found that cannot be told apart; of more, a
-leaderboard reads none (see `stmbench.ties`).
+leaderboard reads none (see `reading.ties`).
 
 python tests/benchmarks/bench_leaderboard.py [RUNS [SQLITE_FILE]]
 
@@ -26,9 +26,9 @@ from pathlib import Path
 import numpy as np
 
 from stmbench import catalog, recipe
+from stmbench.reading.ties import MOST_READ
 from stmbench.record import Measurement
 from stmbench.store import open_store
-from stmbench.ties import MOST_READ
 
 NETWORKS = [(mixer, scale) for mixer in catalog.mixers() for scale in ("micro", "tiny", "small", "base")]
 RECIPES = 10

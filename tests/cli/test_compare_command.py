@@ -146,8 +146,8 @@ def test_a_terminal_of_80_columns_is_enough(
 ) -> None:
     from rich.console import Console
 
-    from stmbench import compare as comparing
     from stmbench.cli import compare
+    from stmbench.reading import compare as comparing
 
     console = Console(width=80, force_terminal=True, color_system=None, record=True)
     monkeypatch.setattr(compare, "Console", lambda: console)

@@ -18,9 +18,9 @@ import typer
 from rich.console import Console
 from typer.testing import CliRunner
 
-from stmbench import tables
 from stmbench.cli import export, layout, numbers, results, show
-from stmbench.leaderboard import rank
+from stmbench.reading import tables
+from stmbench.reading.leaderboard import rank
 from stmbench.record import Artifact, Measurement
 from stmbench.store import NewRun, Store, open_store
 

@@ -16,8 +16,8 @@ from safetensors.torch import load_file
 from stmbench import cli
 from stmbench.nn import create_model
 from stmbench.nn.weights import save_weights
+from stmbench.reading.tables import NONE
 from stmbench.store import open_store
-from stmbench.tables import NONE
 
 Invoke = Callable[..., tuple[int, str, str]]
 

@@ -8,8 +8,8 @@ import pytest
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from stmbench import leaderboard
 from stmbench.pictures import pareto
+from stmbench.reading import leaderboard
 from stmbench.store import RunRecord, Store
 
 Add = Callable[..., RunRecord]

@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 from conftest import HOSTILE  # type: ignore[attr-defined]
 
-from stmbench import leaderboard
-from stmbench.front import front
 from stmbench.pictures import pareto
+from stmbench.reading import leaderboard
+from stmbench.reading.front import front
 from stmbench.report import files, page
 from stmbench.store import Store
 

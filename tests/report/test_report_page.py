@@ -16,11 +16,11 @@ import synthetic
 from conftest import HOSTILE, Read, decoded  # type: ignore[attr-defined]
 from typer.testing import CliRunner
 
-from stmbench import compare as comparing
-from stmbench import leaderboard, tables
 from stmbench.cli import app, main
-from stmbench.differences import settings_of
 from stmbench.pictures import curves, erf, invariance, pareto
+from stmbench.reading import compare as comparing
+from stmbench.reading import leaderboard, tables
+from stmbench.reading.differences import settings_of
 from stmbench.record import Measurement
 from stmbench.report import files, matrix, page
 from stmbench.store import NewRun, RunRecord, Store

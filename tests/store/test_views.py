@@ -5,8 +5,8 @@ from collections.abc import Callable
 import measured
 import pytest
 
-from stmbench import where
-from stmbench.leaderboard import rank
+from stmbench.reading import where
+from stmbench.reading.leaderboard import rank
 from stmbench.store import NewRun, Store, reading, views
 from stmbench.store.reading import Kind
 

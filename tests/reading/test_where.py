@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from sqlalchemy import Boolean, Column, Double, MetaData, String, Table, create_engine, insert, select
 
-from stmbench import where
+from stmbench.reading import where
 
 FIELDS = {"mixer": str, "scale": str, "top1": float, "macs": float, "tuned": bool, "created": datetime}
 ROWS = [

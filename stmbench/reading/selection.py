@@ -18,7 +18,7 @@ def finished(
 ) -> list[RunRecord]:
     """The finished runs that pass, newest first.
 
-    A filter is a name, or several with commas between; `where` is a `stmbench.where` expression of the fields
+    A filter is a name, or several with commas between; `where` is a `reading.where` expression of the fields
     of runs.
 
     Raises:

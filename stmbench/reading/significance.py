@@ -22,7 +22,7 @@ from typing import ClassVar, Literal
 
 import numpy as np
 
-from stmbench.holm import ALPHA
+from stmbench.reading.holm import ALPHA
 
 Verdict = Literal["better", "worse", "inconclusive"]
 Interval = tuple[float, float]

@@ -12,7 +12,7 @@ import functools
 from collections.abc import Sequence
 from importlib import resources
 
-from stmbench.columns import Column, Number
+from stmbench.reading.columns import Column, Number
 from stmbench.store import RunRecord
 
 _SIZE, _EPOCHS, _IMAGES = 224, 300, 50_000  # of the published protocol
@@ -27,7 +27,7 @@ COLUMNS = (
 @functools.cache
 def results() -> dict[tuple[str, str, str], float]:
     """The published top-1 in per cent, by mixer, design and scale."""
-    text = resources.files("stmbench").joinpath("published.csv").read_text(encoding="utf-8")
+    text = resources.files("stmbench.reading").joinpath("published.csv").read_text(encoding="utf-8")
     rows = csv.DictReader(line for line in text.splitlines() if not line.startswith("#"))
     return {(row["mixer"], row["design"], row["scale"]): float(row["top1"]) for row in rows}
 

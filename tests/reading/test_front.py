@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from stmbench.front import front
+from stmbench.reading.front import front
 
 
 def test_a_hand_example() -> None:

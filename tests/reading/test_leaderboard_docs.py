@@ -6,10 +6,10 @@ from pathlib import Path
 import pytest
 from test_readme import GROUP, commands
 
-from stmbench import export, formats, where
+from stmbench.reading import export, formats, where
 from stmbench.store import views
 
-TEXT = (Path(__file__).parents[1] / "docs/leaderboard.md").read_text(encoding="utf-8")
+TEXT = (Path(__file__).parents[2] / "docs/leaderboard.md").read_text(encoding="utf-8")
 SHOWN = [line.removeprefix("$ stmbench ") for line in TEXT.splitlines() if line.startswith("$ stmbench ")]
 
 

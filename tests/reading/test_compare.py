@@ -11,11 +11,11 @@ import numpy as np
 import pytest
 from evaluated import two
 
-from stmbench import compare as comparing
-from stmbench.compare import Comparison, compare
+from stmbench.reading import compare as comparing
+from stmbench.reading.compare import Comparison, compare
+from stmbench.reading.significance import Pair, Seeded
 from stmbench.recipe import Recipe
 from stmbench.record import Measurement, condition
-from stmbench.significance import Pair, Seeded
 from stmbench.store import NewRun, Store, open_store
 
 OLD, NEW = two(both=300, only_first=5, only_second=15, neither=80)

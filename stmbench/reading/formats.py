@@ -12,9 +12,9 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from stmbench import tables
-from stmbench.rows import Group, records, types
-from stmbench.tables import NONE, caption, cells, conditions, headers, notes, shown
+from stmbench.reading import tables
+from stmbench.reading.rows import Group, records, types
+from stmbench.reading.tables import NONE, caption, cells, conditions, headers, notes, shown
 
 Export = Callable[[Sequence[Group], Sequence[str]], str | bytes]  # of groups and the columns asked for
 

@@ -1,7 +1,7 @@
 """Is one network more often right than another? Runs against a reference, image by image, with a verdict.
 
 A side is a run, or a network as a leaderboard names it, which stands for all its finished runs: its
-seeds. The statistics are those of `stmbench.significance`, on the predictions that the stage `eval` kept.
+seeds. The statistics are those of `reading.significance`, on the predictions that the stage `eval` kept.
 The first side is the reference; of several others every p-value is corrected for their number (Holm
 1979), and every interval is at the level its test was held to, so that it excludes zero exactly where the
 verdict is no `inconclusive`.
@@ -18,11 +18,12 @@ from typing import Any
 
 import numpy as np
 
-from stmbench import answers, catalog, differences, selection, tables
-from stmbench.answers import Answers
-from stmbench.differences import Cost, Difference, Numbers, settings_of
-from stmbench.holm import holm
-from stmbench.significance import Hits, Interval, Pair, Test, Verdict, hierarchical, paired, verdict
+from stmbench import catalog
+from stmbench.reading import answers, differences, selection, tables
+from stmbench.reading.answers import Answers
+from stmbench.reading.differences import Cost, Difference, Numbers, settings_of
+from stmbench.reading.holm import holm
+from stmbench.reading.significance import Hits, Interval, Pair, Test, Verdict, hierarchical, paired, verdict
 from stmbench.store import RunRecord, Store
 from stmbench.store.records import ArtifactRecord
 

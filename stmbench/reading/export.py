@@ -15,8 +15,8 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from stmbench import where as filters
-from stmbench.formats import arrow
+from stmbench.reading import where as filters
+from stmbench.reading.formats import arrow
 from stmbench.store import Store, views
 from stmbench.store.tables import VERSION_TABLE
 
@@ -29,7 +29,7 @@ Writer = Callable[
 def write(store: Store, output: Path, table: str = "measurements", where: str | None = None) -> int:
     """Write a table into a file, in the format its name ends in; return the number of rows.
 
-    `where` is a `stmbench.where` expression of the table's columns and those of its rows' runs.
+    `where` is a `reading.where` expression of the table's columns and those of its rows' runs.
 
     Raises:
         ValueError: an unknown format; `where` cannot be read; pyarrow is needed and not installed.

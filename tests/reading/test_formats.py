@@ -11,11 +11,11 @@ import measured
 import pytest
 from measured import IMAGES, TOP1
 
-from stmbench import formats
-from stmbench.leaderboard import rank
-from stmbench.rows import Group, records, types
+from stmbench.reading import formats
+from stmbench.reading.leaderboard import rank
+from stmbench.reading.rows import Group, records, types
+from stmbench.reading.tables import NONE
 from stmbench.store import NewRun, open_store
-from stmbench.tables import NONE
 
 
 @pytest.fixture

@@ -14,12 +14,12 @@ import measured
 import numpy as np
 import pytest
 
-from stmbench import answers, formats, tables
-from stmbench.leaderboard import rank
 from stmbench.measure.shares import wilson
+from stmbench.reading import answers, formats, tables
+from stmbench.reading.leaderboard import rank
+from stmbench.reading.rows import SHARED, Group, Row
+from stmbench.reading.selection import finished
 from stmbench.record import Measurement, condition
-from stmbench.rows import SHARED, Group, Row
-from stmbench.selection import finished
 from stmbench.store import NewRun, Store, open_store
 
 

@@ -9,11 +9,11 @@ import measured
 import pytest
 from measured import IMAGES, TOP1
 
-from stmbench import columns, formats, tables
-from stmbench.columns import Number
-from stmbench.leaderboard import rank
+from stmbench.reading import columns, formats, tables
+from stmbench.reading.columns import Number
+from stmbench.reading.leaderboard import rank
+from stmbench.reading.rows import Group, records, types
 from stmbench.record import Measurement
-from stmbench.rows import Group, records, types
 from stmbench.store import NewRun, Store, open_store
 
 ERF = "erf.area@level={},precision=fp32,share={},weights={}"

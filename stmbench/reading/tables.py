@@ -5,11 +5,11 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from stmbench import published, readable
-from stmbench.columns import Column, Number
-from stmbench.readable import DASH, amount, macs
+from stmbench.reading import published, readable
+from stmbench.reading.columns import Column, Number
+from stmbench.reading.readable import DASH, amount, macs
+from stmbench.reading.rows import COLUMNS, NAMES, Group, Row
 from stmbench.record import parts_of
-from stmbench.rows import COLUMNS, NAMES, Group, Row
 from stmbench.store import RunRecord
 
 NONE = DASH

@@ -14,7 +14,7 @@ import measured
 import pytest
 from sqlalchemy import insert
 
-from stmbench import export
+from stmbench.reading import export
 from stmbench.record import Artifact
 from stmbench.store import NewRun, Store, open_store, tables, views
 

@@ -9,11 +9,12 @@ import measured
 import pytest
 from measured import IMAGES, TOP1
 
-from stmbench import catalog, formats, published, tables
-from stmbench.columns import Number
-from stmbench.leaderboard import rank
+from stmbench import catalog
 from stmbench.measure.shares import wilson
-from stmbench.rows import Group, records
+from stmbench.reading import formats, published, tables
+from stmbench.reading.columns import Number
+from stmbench.reading.leaderboard import rank
+from stmbench.reading.rows import Group, records
 from stmbench.store import NewRun, Store, open_store
 
 PROTOCOL = {"data": {"image_size": 224}, "schedule": {"epochs": 300}}

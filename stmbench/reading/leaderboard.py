@@ -15,7 +15,7 @@ several runs with the same seed the newest that has a number gives it. What is r
 what another draw of test images could have given. Seeds share their test images, so more seeds do not narrow
 it; their own spread is the standard deviation beside the mean.
 
-Rows share a rank where they cannot be told apart: by top-1 as `stmbench.ties` tests it, by any other column
+Rows share a rank where they cannot be told apart: by top-1 as `reading.ties` tests it, by any other column
 where the values are equal.
 """
 
@@ -28,17 +28,17 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-from stmbench import published as paper
-from stmbench import selection
-from stmbench import where as filters
-from stmbench.columns import Column, Finder, averaged
-from stmbench.front import front
 from stmbench.measure.shares import wilson
-from stmbench.rows import COLUMNS, NAMES, SHARED, Group, Row
+from stmbench.reading import published as paper
+from stmbench.reading import selection
+from stmbench.reading import where as filters
+from stmbench.reading.columns import Column, Finder, averaged
+from stmbench.reading.front import front
+from stmbench.reading.rows import COLUMNS, NAMES, SHARED, Group, Row
+from stmbench.reading.ties import MOST_READ, Scored, Ties
 from stmbench.store import RunRecord, Store
 from stmbench.store.records import Summary
 from stmbench.store.summary import NUMBERS
-from stmbench.ties import MOST_READ, Scored, Ties
 
 _TEXTS = ("mixer", "scale", "design", "weights", "backend")
 _NUMBERS = tuple(name for name in COLUMNS if name not in (*_TEXTS, "rank", "tied", "runs", "disturbed"))
@@ -66,8 +66,8 @@ def rank(
     """The groups of finished runs, largest first; at most `limit` rows of each, best first by `sort`.
 
     A filter is a name, or several with commas between; `only` keeps the runs with these ids, `where` the rows
-    for which a `stmbench.where` expression of their and their groups' columns, or of measurements, holds.
-    `columns` are of rows, or measurements as `stmbench.columns` names them. `published` puts the paper's
+    for which a `reading.where` expression of their and their groups' columns, or of measurements, holds.
+    `columns` are of rows, or measurements as `reading.columns` names them. `published` puts the paper's
     results beside. `pareto` keeps the rows on the front of top-1 against a column. A minus before `sort`
     turns its order round.
 

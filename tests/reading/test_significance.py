@@ -7,8 +7,8 @@ from statistics import NormalDist
 import numpy as np
 import pytest
 
-from stmbench.holm import ALPHA, holm
-from stmbench.significance import Hits, Pair, Seeded, hierarchical, mcnemar, paired, verdict
+from stmbench.reading.holm import ALPHA, holm
+from stmbench.reading.significance import Hits, Pair, Seeded, hierarchical, mcnemar, paired, verdict
 
 IMAGES = 2000
 

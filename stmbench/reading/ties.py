@@ -1,6 +1,6 @@
 """Which networks of a leaderboard cannot be told apart by their top-1, and so share a rank.
 
-The best is tested against every one below it, image by image (`stmbench.significance`), and its tests are
+The best is tested against every one below it, image by image (`reading.significance`), and its tests are
 corrected for being that many (Holm 1979). The rows above the first that is told apart share its rank.
 With that one the next rank begins, and it is tested against those below it in turn.
 
@@ -15,13 +15,13 @@ from collections.abc import Sequence
 from statistics import NormalDist
 from typing import TYPE_CHECKING, NamedTuple
 
-from stmbench import answers
-from stmbench.answers import Answers
-from stmbench.holm import ALPHA, holm
+from stmbench.reading import answers
+from stmbench.reading.answers import Answers
+from stmbench.reading.holm import ALPHA, holm
 from stmbench.store import Store
 
 if TYPE_CHECKING:
-    from stmbench.significance import Hits
+    from stmbench.reading.significance import Hits
 
 
 MOST_READ = 1000  # predictions: a millisecond or more each
@@ -67,7 +67,7 @@ class Ties:
         if len(seeds) < len(network.runs) or not all(seed.same_images(seeds[0]) for seed in seeds):
             return None
         # It imports numpy, which a table without predictions does not need.
-        from stmbench.significance import Hits
+        from stmbench.reading.significance import Hits
 
         return _Known(seeds[0], Hits.of([seed.hits for seed in seeds]))
 
@@ -83,7 +83,7 @@ class Ties:
 
 def _p(best: Scored, other: Scored, known: _Known | None, other_known: _Known | None) -> float:
     if known and other_known and known.images.same_images(other_known.images):
-        from stmbench.significance import paired
+        from stmbench.reading.significance import paired
 
         return paired(known.hits, other_known.hits).p
     return _unpaired(best, other)

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from stmbench.columns import Column, Number
+from stmbench.reading.columns import Column, Number
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -1,0 +1,1 @@
+"""What the database holds, read: leaderboards, comparisons with their uncertainty, tables. No torch."""
