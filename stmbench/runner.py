@@ -10,6 +10,8 @@ import time
 from collections.abc import Collection, Generator, Iterator, Sequence
 from dataclasses import dataclass
 
+import torch
+
 import stmbench.data
 from stmbench import catalog, evidence, recipe
 from stmbench.evidence import sha256
@@ -125,6 +127,8 @@ def execute(
     before it goes on upward. A run with stages that are put off for `later` ends as interrupted.
     """
     run_id = job.folder.name
+    if torch.device(job.device).index is not None:
+        torch.cuda.set_device(job.device)  # on which kernels that are not torch's own are launched
     job.folder.mkdir(parents=True, exist_ok=True)
     done = {stage.name for stage in store.stages(run_id) if stage.state == "done"}
     left = [stage for stage in job.stages if stage not in done]

@@ -148,3 +148,13 @@ def test_resume_refuses_data_that_have_changed(
     monkeypatch.setattr(stmbench.data, "find", lambda _: info)
     with pytest.raises(ValueError, match="have changed since"):
         runner.reopen(job.folder.name, store)
+
+
+@pytest.mark.parametrize(("device", "current"), [("cuda:1", ["cuda:1"]), ("cuda", []), ("cpu", [])])
+def test_a_chosen_gpu_is_the_current_one(
+    store: Store, stages, job: Job, monkeypatch: pytest.MonkeyPatch, device: str, current: list[str]
+) -> None:
+    chosen: list[str] = []
+    monkeypatch.setattr("torch.cuda.set_device", chosen.append)
+    list(runner.execute(dataclasses.replace(job, device=device, stages=()), store))
+    assert chosen == current

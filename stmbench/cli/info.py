@@ -36,7 +36,7 @@ def _database(db: str) -> tuple[bool, str, str]:
     from stmbench.store import open_store
 
     try:
-        count = len(open_store(db, create=False).runs())
+        count = open_store(db, create=False).count()
     except (ValueError, OSError) as error:
         return False, "results", str(error)
     return True, "results", f"{count} run{'s' * (count != 1)} at {db}"

@@ -248,6 +248,11 @@ class Store:
             runs = (self._run_record(row) for row in connection.execute(query))
             return list(itertools.islice((run for run in runs if wanted in (None, run.state)), limit))
 
+    def count(self) -> int:
+        """How many runs there are, in whatever state."""
+        with self._read() as connection:
+            return connection.execute(select(func.count()).select_from(tables.run)).scalar_one()
+
     def named(self, run_ids: Sequence[str]) -> dict[str, RunRecord]:
         """These runs by their ids; one that is not there is left out."""
         rows = tables.run

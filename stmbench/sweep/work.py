@@ -11,8 +11,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-import torch
-
 from stmbench import evidence, plan, runner
 from stmbench.record import Event
 from stmbench.runner import StageDone
@@ -109,8 +107,6 @@ def _make(task: Task, store: Store, tell: Tell) -> Outcome:
         raise ValueError(
             "The recipe, data, weights or code are no longer those of the plan: start the sweep again."
         )
-    if asked.device.startswith("cuda"):
-        torch.cuda.set_device(asked.device)  # on which kernels that are not torch's own are launched
     run, job = runner.claim(asked, network, store, argv=task.command, retry=task.retry)
     if job is None:
         return Outcome(run.state, run.id, run.reason)

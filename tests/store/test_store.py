@@ -293,3 +293,10 @@ def test_a_stage_taken_up_again_keeps_its_curve_alone(store: Store, new_run: New
     store.end_run(run, "interrupted")
     store.start_stage(store.reopen(run).id, "train")
     assert {(m.stage, m.name) for m in store.measurements(run)} == {("train", "loss"), ("build", "macs")}
+
+
+def test_runs_are_counted(store: Store, new_run: NewRun) -> None:
+    assert store.count() == 0
+    store.end_run(store.create_run(new_run).id, "failed")
+    store.create_run(new_run)
+    assert store.count() == 2
