@@ -62,14 +62,10 @@ def requests(mixer: str, seeds: str, **options: Any) -> list[Request]:
     found = list(catalog.rungs(first.mixers[0], first.scale))
     if len(found) == 1:
         raise ValueError(f"{mixer} has no original network of its own to start from.")
-    try:
-        numbers = [int(seed) for seed in seeds.split(",")]
-    except ValueError:
-        raise ValueError(f"--seeds takes whole numbers with commas between, not '{seeds}'.") from None
     return [
         plan.request(mixer=mixer, design=design, seed=seed, weights=None, **options)
         for design in found
-        for seed in dict.fromkeys(numbers)
+        for seed in plan.seeds(seeds)
     ]
 
 

@@ -127,6 +127,17 @@ def request(
     return asked
 
 
+def seeds(text: str) -> tuple[int, ...]:
+    """Seeds with commas between, each once; ValueError for what is none."""
+    try:
+        found = [int(seed) for seed in text.split(",")]
+    except ValueError:
+        raise ValueError(f"--seeds takes whole numbers with commas between, not '{text}'.") from None
+    if not all(0 <= seed < 2**32 for seed in found):
+        raise ValueError(f"A seed is from 0 to {2**32 - 1}: --seeds {text}.")
+    return tuple(dict.fromkeys(found))
+
+
 def check(asked: Request, *, elsewhere: bool = False) -> None:
     """ValueError for what a stage would refuse, hours later perhaps."""
     if "profile" in asked.stages and not elsewhere:

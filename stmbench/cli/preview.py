@@ -1,5 +1,7 @@
 """What `stmbench run --dry-run` shows: the resolved recipe, each network's size, the data, the plan."""
 
+from collections.abc import Sequence
+
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
@@ -8,7 +10,7 @@ from stmbench import plan
 from stmbench.reading import tables
 
 
-def show(console: Console, asked: plan.Request) -> None:
+def show(console: Console, asked: plan.Request, seeds: Sequence[int]) -> None:
     """Print the plan of a request."""
     info, recipe = asked.info, asked.recipe
     console.print(f"[bold]Recipe[/] {recipe.name} ({recipe.digest})", highlight=False)
@@ -32,8 +34,10 @@ def show(console: Console, asked: plan.Request) -> None:
     console.print("[bold]Models[/]")
     console.print(table)
     console.print(
-        f"[bold]Plan[/]   {' → '.join(asked.stages)} on {asked.device}, seed {asked.seed}, "
+        f"[bold]Plan[/]   {' → '.join(asked.stages)} on {asked.device}, "
+        f"seed{'s' * (len(seeds) > 1)} {', '.join(map(str, seeds))}, "
         f"{f'backend {asked.backend}, ' if asked.backend else ''}"
+        f"{f'design {asked.design}, ' if asked.design != 'unified' else ''}"
         f"for {len(asked.mixers)} model{'s' * (len(asked.mixers) != 1)}. Nothing was run.",
         highlight=False,
     )

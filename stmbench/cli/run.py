@@ -1,6 +1,8 @@
 """`stmbench run` and `stmbench resume`: take networks through their stages and show it."""
 
 import contextlib
+import dataclasses
+import itertools
 import os
 import signal
 import sys
@@ -41,6 +43,9 @@ def run(
     seed: Annotated[
         int, typer.Option(help="Seed of weights, order and augmentation.", min=0, max=2**32 - 1)
     ] = 0,
+    seeds: Annotated[
+        str | None, typer.Option(help="Several seeds, a run for each: 0,1,2. [default: --seed]")
+    ] = None,
     data: Annotated[
         str | None, typer.Option(help="Data set: a name or path. [default: the recipe's]")
     ] = None,
@@ -80,13 +85,13 @@ def run(
     )
     for warning in asked.warnings:
         errors.warn(warning)
-    console = Console(soft_wrap=True)
+    console, numbers = Console(soft_wrap=True), plan.seeds(seeds or str(seed))
     if dry_run:
         from stmbench.cli import preview
 
-        preview.show(console, asked)
+        preview.show(console, asked, numbers)
     else:
-        _run_all(console, asked, db)
+        _run_all(console, [dataclasses.replace(asked, seed=number) for number in numbers], db)
 
 
 def resume(
@@ -102,14 +107,15 @@ def resume(
     follow_all(console, store, iter([runner.reopen(run, store)]), db)
 
 
-def _run_all(console: Console, asked: "Request", db: str) -> None:
+def _run_all(console: Console, asked: "list[Request]", db: str) -> None:
     from stmbench import runner
     from stmbench.store import open_store
 
     warn_of_network(db)
     store = open_store(db)
     store.reap()
-    follow_all(console, store, runner.start(asked, store), db)
+    jobs = itertools.chain.from_iterable(runner.start(each, store) for each in asked)
+    follow_all(console, store, jobs, db)
 
 
 def follow_all(console: Console, store: "Store", jobs: "Iterator[Job]", db: str) -> None:

@@ -322,3 +322,16 @@ def test_reading_never_imports_torch(command: str, tmp_path: Path) -> None:
             "import sys, contextlib", "import sys, contextlib, stmbench.cli.info as i\ni._probe = lambda: []"
         )
     subprocess.run([sys.executable, "-c", program], cwd=tmp_path, check=True, capture_output=True)
+
+
+def test_several_seeds_are_a_run_each_and_one_row(invoke: Invoke, tmp_path: Path) -> None:
+    options = ("--mixer", "pool,identity", "--stage", "build", "--seeds", "0,5,0")
+    assert "seeds 0, 5, for 2 models" in invoke("run", *options, "--dry-run")[1]
+    assert "design stem, for 1 model" in invoke("run", "--mixer", "sra", "--design", "stem", "--dry-run")[1]
+    assert invoke("run", *options)[0] == 0
+    with open_store(str(tmp_path / "runs/stmbench.db"), create=False) as store:
+        made = sorted((run.mixer, run.seed) for run in store.runs())
+    assert made == [("identity", 0), ("identity", 5), ("pool", 0), ("pool", 5)]
+    code, _, err = invoke("run", "--seeds", "0,-1")
+    assert (code, err.count("\n")) == (2, 1)
+    assert "A seed is from 0" in err
