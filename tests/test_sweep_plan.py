@@ -136,12 +136,12 @@ def test_a_device_elsewhere_is_not_looked_for_here(plan_of: Planner) -> None:
 
 
 TIMES = [
-    StageTime("halo", "micro", "quick", "aaaa", "data", "cpu", 10, "train", 100.0),
-    StageTime("halo", "micro", "quick", "aaaa", "data", "cpu", 10, "train", 120.0),
-    StageTime("halo", "micro", "quick", "aaaa", "data", "cpu", 10, "train", 900.0),
-    StageTime("halo", "micro", "quick", "bbbb", "data", "cpu", 10, "train", 10.0),
-    StageTime("swin", "micro", "quick", "aaaa", "data", "cpu", 10, "eval", 4.0),
-    StageTime("swin", "micro", "other", "aaaa", "data", "cpu", 10, "build", 7.0),
+    StageTime("halo", "micro", "unified", "quick", "aaaa", "data", "cpu", 10, "train", 100.0),
+    StageTime("halo", "micro", "unified", "quick", "aaaa", "data", "cpu", 10, "train", 120.0),
+    StageTime("halo", "micro", "unified", "quick", "aaaa", "data", "cpu", 10, "train", 900.0),
+    StageTime("halo", "micro", "unified", "quick", "bbbb", "data", "cpu", 10, "train", 10.0),
+    StageTime("swin", "micro", "unified", "quick", "aaaa", "data", "cpu", 10, "eval", 4.0),
+    StageTime("swin", "micro", "unified", "other", "aaaa", "data", "cpu", 10, "build", 7.0),
 ]
 
 
@@ -206,3 +206,16 @@ def test_fingerprints_of_plan_and_run_are_the_same(plan_of: Planner) -> None:
     (item, _) = plan_of(models=["timm:test_resnet"], mixers=["pool"]).items
     assert new_run_of(item).fingerprint == item.fingerprint
     assert new_run_of(item).hardware == evidence.hardware("cpu")
+
+
+def test_designs_are_runs_of_their_own(plan_of: Planner) -> None:
+    found = plan_of(mixers=["sra"], designs=["original", "unified"]).items
+    assert [(item.name, item.asked["design"]) for item in found] == [
+        ("sra@original", "original"),
+        ("sra", "unified"),
+    ]
+    assert found[0].fingerprint != found[1].fingerprint
+    with pytest.raises(
+        ValueError, match=r"pool@original micro by recipe .*Unknown design of pool 'original'"
+    ):
+        plan_of(mixers=["pool"], scales=["micro"], designs=["original"])

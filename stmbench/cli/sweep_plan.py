@@ -42,7 +42,7 @@ def _table(items: Sequence[Item], left: Sequence[Item], narrow: bool) -> Table:
     """A row for each group; what all of them have in common is left out."""
     groups: dict[tuple[str, ...], list[Item]] = {}
     for item in items:
-        key = (item.network, item.scale or layout.DASH, item.recipe, "\n".join(item.variant) or layout.DASH)
+        key = (item.name, item.scale or layout.DASH, item.recipe, "\n".join(item.variant) or layout.DASH)
         groups.setdefault(key, []).append(item)
     heads = ("network", "scale", "recipe", "changed")
     shown = [i for i in range(4) if i == 0 or len({key[i] for key in groups}) > 1]

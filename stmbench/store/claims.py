@@ -57,6 +57,7 @@ def stage_times(store: Store, recipes: Collection[str]) -> list[StageTime]:
     like = (
         runs.mixer,
         runs.scale,
+        runs.design,
         runs.recipe_name,
         runs.recipe_digest,
         runs.data_fingerprint,

@@ -106,6 +106,7 @@ class StageTime(NamedTuple):
 
     mixer: str
     scale: str
+    design: str
     recipe_name: str
     recipe_digest: str
     data_fingerprint: str

@@ -62,6 +62,6 @@ def _units(one: StageTime) -> int:
 
 def _keys(one: StageTime) -> tuple[tuple[str, ...], ...]:
     """What a stage's time is filed under, the most telling first, as in `LIKENESS`."""
-    network, recipe = (one.mixer, one.scale), one.recipe_name
+    network, recipe = (one.mixer, one.scale, one.design), one.recipe_name
     same = (one.recipe_digest, one.data_fingerprint, one.hardware)
     return (one.stage, *network, recipe, *same), (one.stage, *network, recipe), (one.stage, recipe)

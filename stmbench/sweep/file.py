@@ -25,6 +25,7 @@ class Sweep:
     mixers: tuple[str, ...] = ()
     models: tuple[str, ...] = ()  # of timm, as timm:NAME
     scales: tuple[str, ...] = ()  # of the mixers; none: the recipe's own
+    designs: tuple[str, ...] = ("unified",)  # what stands around the mixers: see `catalog.rungs`
     recipes: tuple[str, ...] = ("quick",)
     seeds: tuple[int, ...] = (0,)
     stages: tuple[str, ...] = ("all",)  # of each run
@@ -78,7 +79,7 @@ def names() -> list[str]:
 def _check(sweep: Sweep) -> None:
     if not sweep.mixers and not sweep.models:
         raise ValueError('nothing to run: name mixers = ["halo", "swin"], or ["all"], or models of timm.')
-    for key in ("recipes", "seeds", "stages"):
+    for key in ("designs", "recipes", "seeds", "stages"):
         if not getattr(sweep, key):
             raise ValueError(f"{key} is empty: leave it out for its default.")
     if wrong := [seed for seed in sweep.seeds if not 0 <= seed < 2**32]:

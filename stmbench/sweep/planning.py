@@ -10,6 +10,7 @@ from stmbench import catalog, evidence
 from stmbench import plan as requests
 from stmbench.nn.timm_models import is_timm
 from stmbench.plan import Request
+from stmbench.reading.readable import design as design_tag
 from stmbench.store import RunRecord, Store
 from stmbench.store.claims import stage_times, standing
 from stmbench.store.records import StageTime
@@ -27,6 +28,7 @@ class Item:
 
     network: str
     scale: str
+    design: str  # "" for a timm model
     recipe: str  # as the file names it
     variant: Variant
     seed: int
@@ -41,9 +43,14 @@ class Item:
         return self.run.state if self.run else "new"
 
     @property
+    def name(self) -> str:
+        """The network's, with its design."""
+        return self.network + design_tag(self.design)
+
+    @property
     def label(self) -> str:
         """What the run is, for a line about it."""
-        return _label(self.network, self.scale, self.recipe, self.variant) + f", seed {self.seed}"
+        return _label(self.name, self.scale, self.recipe, self.variant) + f", seed {self.seed}"
 
     def task(self, db: str, *, device: str = "", retry: bool = False, later: Collection[str] = ()) -> Task:
         """The work it is, in the working directory that the plan was made in, on this device."""
@@ -121,6 +128,7 @@ def planned(sweep: Sweep, store: Store | None, *, device: str = "", elsewhere: b
 class _Combination:
     network: str
     scale: str | None
+    design: str
     recipe: str
     variant: Variant
     seed: int
@@ -132,11 +140,11 @@ def _combinations(sweep: Sweep) -> Iterator[_Combination]:
     scales: Sequence[str | None] = sweep.scales or (None,)
     variants = sweep.variants()
     for seed, name, variant in itertools.product(dict.fromkeys(sweep.seeds), sweep.recipes, variants):
-        for scale, network in itertools.product(scales, networks):
+        for scale, network, design in itertools.product(scales, networks, sweep.designs):
             if not is_timm(network):
-                yield _Combination(network, scale, name, variant, seed)
-            elif scale == scales[0]:
-                yield _Combination(network, None, name, variant, seed)
+                yield _Combination(network, scale, design, name, variant, seed)
+            elif (scale, design) == (scales[0], sweep.designs[0]):
+                yield _Combination(network, None, "unified", name, variant, seed)
 
 
 def _resolved(sweep: Sweep, elsewhere: bool) -> Iterator[tuple[_Combination, Request]]:
@@ -148,7 +156,9 @@ def _resolved(sweep: Sweep, elsewhere: bool) -> Iterator[tuple[_Combination, Req
             try:
                 known[unseeded] = requests.request(**_arguments(sweep, unseeded), elsewhere=elsewhere)
             except ValueError as error:
-                what = _label(each.network, each.scale or "", each.recipe, each.variant)
+                what = _label(
+                    each.network + design_tag(each.design), each.scale or "", each.recipe, each.variant
+                )
                 raise ValueError(f"{what}: {error}") from None
         yield each, replace(known[unseeded], seed=each.seed)
 
@@ -166,6 +176,7 @@ def _arguments(sweep: Sweep, each: _Combination) -> dict[str, Any]:
         "device": sweep.device,
         "weights": Path(sweep.weights) if sweep.weights else None,
         "backend": sweep.backend,
+        "design": each.design,
     }
 
 
@@ -185,6 +196,7 @@ def _item(
     like = StageTime(
         each.network,
         scale,
+        asked.design_of(each.network),
         recipe.name,
         recipe.digest,
         asked.info.fingerprint,
@@ -196,6 +208,7 @@ def _item(
     return Item(
         network=each.network,
         scale=scale,
+        design=asked.design_of(each.network),
         recipe=each.recipe,
         variant=each.variant,
         seed=each.seed,

@@ -28,6 +28,7 @@ def item(seed: int, **seconds: float) -> Item:
     return Item(
         network="halo",
         scale="micro",
+        design="unified",
         recipe="quick",
         variant=("optimizer.lr=1",),
         seed=seed,
