@@ -5,6 +5,7 @@ engineering around their mixers. The rungs of `catalog.rungs` are trained by one
 against the one before it by the paired tests of `reading.compare`, corrected for their number (Holm 1979).
 """
 
+import dataclasses
 import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -63,9 +64,7 @@ def requests(mixer: str, seeds: str, **options: Any) -> list[Request]:
     if len(found) == 1:
         raise ValueError(f"{mixer} has no original network of its own to start from.")
     return [
-        plan.request(mixer=mixer, design=design, seed=seed, weights=None, **options)
-        for design in found
-        for seed in plan.seeds(seeds)
+        dataclasses.replace(first, design=design, seed=seed) for design in found for seed in plan.seeds(seeds)
     ]
 
 

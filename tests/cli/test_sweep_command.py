@@ -14,7 +14,6 @@ import torch
 from safetensors.torch import load_file
 from sweep_files import new_run_of, write_sweep
 
-from stmbench import cli
 from stmbench.store import RunRecord, Store, open_store
 from stmbench.sweep import load, planned
 
@@ -24,26 +23,16 @@ STMBENCH = [sys.executable, "-c", "from stmbench.cli import main; main()"]
 
 @pytest.fixture
 def sweep(
-    tmp_path: Path,
-    tiny_data: Path,
-    tiny_recipe_file: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
+    invoke: Callable[..., tuple[int, str, str]], tmp_path: Path, tiny_data: Path, tiny_recipe_file: Path
 ) -> Sweep:
     """Call `stmbench sweep` with a file of these values in an empty folder.
 
     Returns the exit code and what went to stdout and stderr.
     """
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.delenv("STMBENCH_DB", raising=False)
 
     def call(*arguments: str, **values: Any) -> tuple[int, str, str]:
         path = write_sweep(tmp_path, tiny_recipe_file, tiny_data, **values)
-        monkeypatch.setattr(sys, "argv", ["stmbench", "sweep", str(path), *arguments])
-        with pytest.raises(SystemExit) as stop:
-            cli.main()
-        out, err = capsys.readouterr()
-        return int(stop.value.code or 0), out, err
+        return invoke("sweep", str(path), *arguments)
 
     return call
 
