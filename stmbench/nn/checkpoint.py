@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from stmbench.nn.identify import Network, identify
-from stmbench.nn.weights import convert, kinds_of, read_weights, save_weights
+from stmbench.nn.weights import convert, read_weights, save_weights, told_kinds
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,7 +38,7 @@ def inspect(path: Path) -> Checkpoint:
         path=path,
         bytes=path.stat().st_size,
         sha256=digest,
-        kinds=kinds_of(path),
+        kinds=told_kinds(path, metadata),
         networks=_named(identify(state), metadata),
         parameters=sum(tensor.numel() for tensor in state.values()),
         tensors=len(state),
@@ -59,15 +59,15 @@ def convert_file(path: Path, output: Path, *, ema: bool = False) -> Network:
         raise ValueError(f"{output.name} is to be a .safetensors file.")
     if output.exists():
         raise ValueError(f"{output} is there already: give another name.")
-    if ema and "ema" not in kinds_of(path):
-        raise ValueError(f"{path} has no averaged weights.")
     found = inspect(path)
+    if ema and "ema" not in found.kinds:
+        raise ValueError(f"{path} has no averaged weights.")
     if not found.networks:
         raise ValueError(f"{path} is of no network of ours: only those have names to convert to.")
     network = found.networks[0]
     state, _ = read_weights(path, ema=ema)
     told = {"mixer": network.mixer, "scale": network.scale, "design": network.design}
-    source = {"weights": "ema" if ema else "plain", "source": path.name, "source_sha256": found.sha256}
+    source = {"weights": "ema" if ema else found.kinds[0], "source": path.name, "source_sha256": found.sha256}
     save_weights(output, convert(state), dict(found.metadata) | told | source)
     return network
 

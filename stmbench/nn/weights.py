@@ -88,7 +88,11 @@ def kinds_of(path: str | Path) -> tuple[str, ...]:
     Raises:
         ValueError: the file cannot be read (see `read_weights`).
     """
-    _, metadata = read_weights(path)
+    return told_kinds(path, read_weights(path)[1])
+
+
+def told_kinds(path: str | Path, metadata: Mapping[str, str]) -> tuple[str, ...]:
+    """The same of a file that has been read, by its metadata."""
     if Path(path).suffix == ".safetensors":
         return (metadata.get("weights", "plain"),)
     return ("plain", "ema") if "ema" in metadata else ("plain",)

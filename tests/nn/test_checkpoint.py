@@ -74,6 +74,13 @@ def test_our_own_metadata_tells_alike_networks_apart(tmp_path: Path) -> None:
     )
 
 
+def test_averaged_weights_of_a_file_of_ours_stay_averaged(tmp_path: Path) -> None:
+    state = stmbench.create_model("pool", "micro").state_dict()
+    save_weights(tmp_path / "ema.safetensors", state, {"mixer": "pool", "weights": "ema"})
+    checkpoint.convert_file(tmp_path / "ema.safetensors", tmp_path / "new.safetensors")
+    assert checkpoint.inspect(tmp_path / "new.safetensors").kinds == ("ema",)
+
+
 @pytest.mark.parametrize(
     ("output", "ema", "message"),
     [
