@@ -82,7 +82,7 @@ def tiny_job(tiny_data: Path, tiny_recipe: Recipe, tmp_path: Path) -> Job:
     )
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def new_run() -> NewRun:
     """A run to be put into a results database; vary it with `dataclasses.replace`."""
     return NewRun(

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import HOSTILE  # type: ignore[attr-defined]
+from report_page import HOSTILE
 
 from stmbench.pictures import pareto
 from stmbench.reading import leaderboard

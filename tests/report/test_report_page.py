@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 import synthetic
-from conftest import HOSTILE, Read, decoded  # type: ignore[attr-defined]
+from report_page import HOSTILE, Read, decoded
 from typer.testing import CliRunner
 
 from stmbench.cli import app, main

@@ -23,26 +23,11 @@ RUBBISH = {
 
 
 @pytest.fixture(scope="module")
-def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def whole(tmp_path_factory: pytest.TempPathFactory, new_run: NewRun) -> Path:
     """A database of hundreds of runs, in one file."""
     path = tmp_path_factory.mktemp("whole") / "results.db"
-    new = NewRun(
-        mixer="halo",
-        scale="micro",
-        stages=("train", "eval"),
-        seed=0,
-        recipe_name="quick",
-        recipe_digest="3f9c21aa8b10",
-        recipe_values={"train": {"batch_size": 64}, "note": "x" * 300},
-        data_source="fashion_mini",
-        data_name="fashion_mini",
-        data_fingerprint="0123456789abcdef",
-        device="cpu",
-        hardware="Some CPU (2 cores)",
-        precision="fp32",
-        threads=2,
-        versions={"torch": "2.6.0"},
-    )
+    values = {"train": {"batch_size": 64}, "note": "x" * 300}
+    new = dataclasses.replace(new_run, recipe_values=values)
     with open_store(str(path)) as store, pytest.MonkeyPatch.context() as patch:
         patch.setattr("secrets.token_hex", lambda _: "ffffffff")
         fill(store, new, 1, epochs=20)
