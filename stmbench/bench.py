@@ -32,7 +32,7 @@ from stmbench.nn import timm_models
 from stmbench.plan import check_backend, find_device
 from stmbench.recipe import Profile
 from stmbench.record import Job, Note, Progress
-from stmbench.stages import network
+from stmbench.training import network
 
 PROTOCOL = "bench/1"
 FEWEST = 8  # groups; the interval of fewer covers less than it says

@@ -16,12 +16,23 @@ import torch
 from stmbench import catalog
 from stmbench.nn.timm_models import is_timm
 from stmbench.plan import Request
-from stmbench.stages.network import precision
 from stmbench.store import NewRun
+from stmbench.training.network import precision
 
 _PACKAGES = ("stmbench", "torch", "torchvision", "timm", "numpy")
 # Of ours, what decides a number; how it is stored or shown does not.
-_SOURCES = ("data", "measure", "mixers", "nn", "stages", "catalog.py", "recipe.py", "record.py")
+_SOURCES = (
+    "data",
+    "measure",
+    "mixers",
+    "nn",
+    "stages",
+    "training",
+    "catalog.py",
+    "recipe.py",
+    "record.py",
+    "sections.py",
+)
 
 
 def gather(asked: Request, mixer: str) -> NewRun:

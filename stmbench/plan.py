@@ -21,8 +21,8 @@ from stmbench.nn.weights import read_weights
 from stmbench.recipe import Recipe
 from stmbench.record import Job
 from stmbench.stages.build import parameters
-from stmbench.stages.network import classes_of, make
-from stmbench.stages.train import make_optimizer
+from stmbench.training.network import classes_of, make
+from stmbench.training.optimizer import make_optimizer
 
 KINDS = ("cuda", "mps", "cpu")  # of devices
 _LOOKS = ("eval", "erf", "invariance", "robustness")  # stages that look at a network with weights

@@ -17,9 +17,9 @@ from stmbench import catalog, evidence, recipe
 from stmbench.evidence import sha256
 from stmbench.plan import Request, find_device, prepared
 from stmbench.record import Artifact, Event, Job, Measurement
-from stmbench.stages.network import weights_file
 from stmbench.store import RunRecord, Store, claims
 from stmbench.store.records import State
+from stmbench.training.network import weights_file
 
 HEARTBEAT_S = 15.0
 

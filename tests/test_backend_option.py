@@ -25,8 +25,9 @@ from stmbench.mixers.backends import BackendMixer, BackendWarning
 from stmbench.nn import create_model
 from stmbench.reading import formats, leaderboard, tables
 from stmbench.record import Event, Job, Measurement, Note, condition
-from stmbench.stages import build, network, profile
+from stmbench.stages import build, profile
 from stmbench.store import NewRun, open_store
+from stmbench.training import network
 
 REFUSED = "Choosy: the backend 'quick' cannot run (it has no backward pass); the plain one does."
 

@@ -14,7 +14,7 @@ from stmbench import bench
 from stmbench.bench import Contender, Options, Result, contenders
 from stmbench.measure.worker import Prepared, Rates, Round, Setting, WorkerError
 from stmbench.record import Note, Progress
-from stmbench.stages import network
+from stmbench.training import network
 
 # Reading contenders
 

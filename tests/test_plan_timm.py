@@ -17,8 +17,9 @@ from stmbench.nn import timm_models
 from stmbench.nn.weights import save_weights
 from stmbench.plan import Request
 from stmbench.record import Job, Measurement, Progress
-from stmbench.stages import evaluate, network, train
+from stmbench.stages import evaluate, train
 from stmbench.store import open_store
+from stmbench.training import network
 
 Ask = Callable[..., Request]
 COLOURS = ("data.channels=3", "data.mean=[0.4,0.4,0.4]", "data.std=[0.2,0.2,0.2]")

@@ -18,7 +18,7 @@ import stmbench.data
 from stmbench.measure.count import Count, count, declared
 from stmbench.mixers import backends
 from stmbench.record import Event, Job, Macs, Measurement, condition
-from stmbench.stages import network
+from stmbench.training import network
 
 with warnings.catch_warnings():  # fvcore scripts functions on import, which newer torch warns of
     warnings.simplefilter("ignore")

@@ -22,8 +22,8 @@ from stmbench.measure.ceilings import set_tf32
 from stmbench.measure.receptive import SHARES, Features, Field, Fields
 from stmbench.mixers import backends
 from stmbench.record import Artifact, Event, Job, Measurement, Note, Progress, condition
-from stmbench.stages import network
 from stmbench.stages.evaluate import UNREADABLE
+from stmbench.training import network
 
 STAGE = "erf"
 PROTOCOL = "erf/1"

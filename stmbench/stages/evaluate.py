@@ -15,7 +15,7 @@ from torch.nn import functional as F
 
 import stmbench.data
 from stmbench.record import Artifact, Event, Job, Measurement, Note, Progress, condition
-from stmbench.stages import network
+from stmbench.training import network
 
 UNREADABLE = -1  # the label of an image that could not be decoded
 

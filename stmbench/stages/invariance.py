@@ -24,8 +24,8 @@ from stmbench.measure import equivariance, transforms
 from stmbench.measure.ceilings import waiter
 from stmbench.measure.sweep import PLAIN, Answers, Estimate, Variant, numbers
 from stmbench.record import Artifact, Event, Job, Measurement, Note, Progress, condition
-from stmbench.stages import network
 from stmbench.stages.evaluate import UNREADABLE, left_out
+from stmbench.training import network
 
 STAGE = "invariance"
 ONE, PUBLISHED, FEATURES = "invariance/1", "invariance/published", "equivariance/1"

@@ -30,8 +30,8 @@ from stmbench.measure.worker import Worker
 from stmbench.nn.timm_models import is_timm
 from stmbench.nn.weights import write_whole
 from stmbench.record import Artifact, Event, Job, Measurement, Note, Progress, condition
-from stmbench.stages import network
-from stmbench.stages.train import make_optimizer
+from stmbench.training import network
+from stmbench.training.optimizer import make_optimizer
 
 _TORCH = torch.__version__.partition("+")[0]
 

@@ -22,8 +22,9 @@ import stmbench.data
 from stmbench.data import ALEXNET_ERRORS, DataInfo, RobustnessFolder
 from stmbench.measure.shares import wilson
 from stmbench.record import Artifact, Event, Job, Measurement, Note, condition
-from stmbench.stages import evaluate, network
+from stmbench.stages import evaluate
 from stmbench.stages.evaluate import Predictions
+from stmbench.training import network
 
 STAGE = "robustness"
 PROTOCOL = "robustness/1"

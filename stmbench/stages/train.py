@@ -5,7 +5,6 @@ seeded from (seed, epoch) at each epoch's start, so that a run that was killed a
 CPU bit for bit, what it would have computed undisturbed.
 """
 
-import inspect
 import io
 import json
 import math
@@ -16,7 +15,6 @@ from typing import Any
 
 import torch
 from timm.loss import SoftTargetCrossEntropy
-from timm.optim import create_optimizer_v2, get_optimizer_class
 from timm.scheduler import create_scheduler_v2
 from timm.utils.model_ema import ModelEmaV3
 from torch import Tensor, nn
@@ -25,9 +23,10 @@ import stmbench.data
 from stmbench.data import DataInfo
 from stmbench.nn.timm_models import PREPARATION
 from stmbench.nn.weights import save_weights, write_whole
-from stmbench.recipe import Recipe
 from stmbench.record import Artifact, Event, Job, Measurement, Note, Progress, condition
-from stmbench.stages import evaluate, network
+from stmbench.stages import evaluate
+from stmbench.training import network
+from stmbench.training.optimizer import make_optimizer
 
 REPORTS = 50  # per epoch: the device is waited for no more often than this
 
@@ -184,16 +183,6 @@ def _checkpoint(model: Any, name: str) -> None:
         model.set_grad_checkpointing()
     except Exception as error:  # a timm model that cannot says so in its own way
         raise ValueError(f"{name} cannot follow train.checkpointing: {error}") from None
-
-
-def make_optimizer(model: nn.Module, protocol: Recipe, device: str) -> torch.optim.Optimizer:
-    """The recipe's optimizer over the model's parameters, without weight decay where the model wants none."""
-    recipe = protocol.optimizer
-    known = inspect.signature(get_optimizer_class(recipe.name, bind_defaults=False)).parameters
-    options: dict[str, Any] = {"betas": recipe.betas} if "betas" in known else {}
-    if "fused" in known and not device.startswith("mps"):
-        options["fused"] = True  # one kernel per step: on a CPU 5 times as fast as the default loop
-    return create_optimizer_v2(model, recipe.name, lr=recipe.lr, weight_decay=recipe.weight_decay, **options)
 
 
 def _train_epoch(state: TrainState, epoch: int) -> Iterator[Event]:

@@ -30,7 +30,7 @@ from stmbench.measure import ceilings, count
 from stmbench.measure.setting import Memory, Prepared
 from stmbench.measure.subject import Subject, adamw
 from stmbench.measure.worker import WorkerError
-from stmbench.stages import network
+from stmbench.training import network
 
 REFERENCES = {"swin": "timm:swin_tiny_patch4_window7_224", "convnext": "timm:convnext_tiny"}
 OURS = ("halo", "swin", "sra", "dwconv", "dcnv3", "pool", "identity")

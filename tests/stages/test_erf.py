@@ -16,7 +16,8 @@ from stmbench.mixers import backends
 from stmbench.nn.weights import save_weights
 from stmbench.recipe import Erf
 from stmbench.record import Artifact, Event, Job, Measurement, Note
-from stmbench.stages import erf, network
+from stmbench.stages import erf
+from stmbench.training import network
 
 
 def looking(job: Job, mixer: str, *sizes: int, images: int = 6, batch_size: int = 4) -> Job:

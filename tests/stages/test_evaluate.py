@@ -11,8 +11,9 @@ import stmbench.data
 from stmbench.nn import create_model
 from stmbench.nn.weights import save_weights
 from stmbench.record import Artifact, Job, Measurement
-from stmbench.stages import evaluate, network
+from stmbench.stages import evaluate
 from stmbench.stages.evaluate import Predictions
+from stmbench.training import network
 
 
 def test_numbers_of_known_predictions_leave_the_unreadable_out() -> None:

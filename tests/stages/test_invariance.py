@@ -17,7 +17,8 @@ from stmbench.nn import create_model
 from stmbench.nn.weights import save_weights
 from stmbench.recipe import Invariance, Recipe
 from stmbench.record import Artifact, Event, Job, Measurement, Note, Progress
-from stmbench.stages import evaluate, invariance, network
+from stmbench.stages import evaluate, invariance
+from stmbench.training import network
 
 FEW = Invariance(
     batch_size=8,

@@ -16,7 +16,8 @@ from stmbench.measure.count import Traffic
 from stmbench.measure.setting import Memory, Prepared, Rates, Round, Setting
 from stmbench.measure.worker import WorkerError
 from stmbench.record import Artifact, Event, Job, Measurement, Note, Progress
-from stmbench.stages import network, profile
+from stmbench.stages import profile
+from stmbench.training import network
 
 MACHINE = f"threads={torch.get_num_threads()},torch={torch.__version__.partition('+')[0]}"
 AT = (

@@ -15,8 +15,9 @@ from stmbench.nn import create_model
 from stmbench.nn.weights import save_weights
 from stmbench.recipe import Recipe, from_values
 from stmbench.record import Artifact, Event, Job, Measurement, Note
-from stmbench.stages import network, robustness
+from stmbench.stages import robustness
 from stmbench.store import open_store
+from stmbench.training import network
 
 SMALL = {
     "data": {

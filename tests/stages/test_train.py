@@ -13,7 +13,8 @@ import stmbench.data
 from stmbench.nn.block import Block
 from stmbench.recipe import Recipe, from_values
 from stmbench.record import Artifact, Job, Measurement, Progress
-from stmbench.stages import network, train
+from stmbench.stages import train
+from stmbench.training import network
 
 
 def changed(job: Job, **sections: dict) -> Job:
