@@ -37,10 +37,11 @@ class Design:
     """What stands around the mixers, part by part; `stmbench.nn.originals` has those that are not unified."""
 
     stem: Literal["unified", "patches", "overlapping patches"] = "unified"
-    downsampling: Literal["unified", "patch merging", "patches"] = "unified"
+    downsampling: Literal["unified", "patch merging", "patches", "overlapping patches"] = "unified"
     level_norms: bool = True
-    block: Literal["unified", "unscaled", "single residual"] = "unified"
+    block: Literal["unified", "unscaled", "single residual", "convolutional MLP"] = "unified"
     head: Literal["unified", "norm, pool", "pool, norm", "pool"] = "unified"
+    position: Literal["unified", "none"] = "unified"  # the maps of positions, of a mixer that has some
     norm_eps: float = 1e-6  # of the LayerNorms of the parts that are not unified
 
 
@@ -64,18 +65,30 @@ class Mixer:
     aliases: tuple[str, ...] = ()
     norm_eps: float = 1e-5  # of the LayerNorms inside a block
     head_width: int | None = None
+    window: int = 0  # the side of its windows, if it has some; another one is its argument of this name
     position_map: bool = False  # a learnt absolute position map per level, added to the residual stream
     position_parameters: tuple[str, ...] = ()  # learnt tables of positions: no weight decay
     zero_layers: tuple[str, ...] = ()  # the mixer's layers that start at zero
     level_options: Mapping[str, tuple[Any, Any, Any, Any]] = field(default_factory=dict)
     block_options: Mapping[str, tuple[Any, ...]] = field(default_factory=dict)
 
-    def options(self, width: int, level: int, block: int) -> dict[str, Any]:
-        """The keyword arguments (beside `dim`) of the mixer in one block of one level of `width` channels."""
+    def options(self, width: int, level: int, block: int, window: int = 0) -> dict[str, Any]:
+        """The keyword arguments (beside `dim`) of the mixer in one block of one level of `width` channels.
+
+        With windows of another side than its own, if that is not 0; their shift remains half of it.
+
+        Raises:
+            ValueError: it has no windows.
+        """
         options = {key: values[level] for key, values in self.level_options.items()}
         options |= {key: values[block % len(values)] for key, values in self.block_options.items()}
         if self.head_width is not None:
             options["num_heads"] = width // self.head_width
+        if window:
+            check_window(self.name, window)
+            options["window"] = window
+            if options.get("shift"):
+                options["shift"] = window // 2
         return options
 
 
@@ -96,8 +109,11 @@ _CONV_SCALES = {
     "small": Scale(_double(96), (2, 2, 24, 2), 0.4),
     "base": Scale(_double(128), (2, 2, 24, 2), 0.5),
 }
+# The same, of every mixer in detection.
+DETECTION_DROP_PATH = {"micro": 0.1, "tiny": 0.2, "small": 0.2, "base": 0.3}
+
 _SRA_WIDTHS: Quad = (64, 128, 320, 512)
-_SWIN = Design("patches", "patch merging", False, "unscaled", "norm, pool", 1e-5)
+_SWIN = Design("patches", "patch merging", False, "unscaled", "norm, pool", norm_eps=1e-5)
 _MIXERS = [
     Mixer(
         name="halo",
@@ -109,6 +125,7 @@ _MIXERS = [
         published="unified_halo",
         aliases=("halonet",),
         head_width=32,
+        window=7,
         position_parameters=("height_rel", "width_rel"),
     ),
     Mixer(
@@ -121,6 +138,7 @@ _MIXERS = [
         published="unified_swin",
         norm_eps=1e-6,
         head_width=32,
+        window=7,
         position_parameters=("relative_position_bias_table",),
         block_options={"shift": (0, 3)},
     ),
@@ -135,7 +153,15 @@ _MIXERS = [
             "small": Scale(_SRA_WIDTHS, (3, 4, 21, 3), 0.3, (8, 8, 4, 4)),
             "base": Scale(_SRA_WIDTHS, (3, 8, 45, 3), 0.5, (4, 4, 4, 4)),
         },
-        original=Design(stem="overlapping patches", block="unscaled", head="pool"),
+        original=Design(
+            "overlapping patches", "overlapping patches", True, "convolutional MLP", "pool", "none"
+        ),
+        original_scales={  # B0, B2, B3 and B5 of Wang et al. 2022, arXiv:2106.13797; drop path as unified
+            "micro": Scale((32, 64, 160, 256), (2, 2, 2, 2), 0.0, (8, 8, 4, 4)),
+            "tiny": Scale(_SRA_WIDTHS, (3, 4, 6, 3), 0.1, (8, 8, 4, 4)),
+            "small": Scale(_SRA_WIDTHS, (3, 4, 18, 3), 0.3, (8, 8, 4, 4)),
+            "base": Scale(_SRA_WIDTHS, (3, 6, 40, 3), 0.5, (4, 4, 4, 4)),
+        },
         published="unified_pvt",
         aliases=("pvt",),
         position_map=True,
@@ -199,11 +225,17 @@ _STAGES = {
     "build": "stmbench.stages.build:run",
     "train": "stmbench.stages.train:run",
     "eval": "stmbench.stages.evaluate:run",
+    "detect": "stmbench.stages.detect:run",
     "profile": "stmbench.stages.profile:run",
     "erf": "stmbench.stages.erf:run",
     "invariance": "stmbench.stages.invariance:run",
     "robustness": "stmbench.stages.robustness:run",
+    "probe": "stmbench.stages.probe:run",
 }
+
+DETECTION = ("build", "detect", "profile")  # the stages of a protocol of detection
+
+SHARED = ("train", "eval", "detect")  # the stages in which all processes take part, where there are several
 
 
 @functools.cache
@@ -221,7 +253,15 @@ def mixer(name: str) -> Mixer:
     return mixers()[aliases.get(name) or known("mixer", name, mixers(), aliases)]
 
 
-PARTS = ("stem", "downsampling", "level_norms", "block", "head")  # of a design, in the ladder's order
+def check_window(network: str, window: int) -> None:
+    """ValueError where windows are given to a mixer, or a timm model, without this choice; 0 is anybody's."""
+    having = [row.name for row in mixers().values() if row.window]
+    if window and network not in having:
+        raise ValueError(f"{network} has no windows to choose: model.window is of {' and '.join(having)}.")
+
+
+# Of a design, in the ladder's order.
+PARTS = ("stem", "downsampling", "level_norms", "block", "head", "position")
 
 
 def rungs(mixer_name: str, scale_name: str) -> dict[str, tuple[Design, Scale]]:

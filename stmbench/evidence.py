@@ -8,12 +8,11 @@ import json
 import os
 import platform
 import subprocess
-import sys
 from pathlib import Path
 
 import torch
 
-from stmbench import catalog
+from stmbench import catalog, world
 from stmbench.nn.timm_models import is_timm
 from stmbench.plan import Request
 from stmbench.store import NewRun
@@ -32,6 +31,7 @@ _SOURCES = (
     "recipe.py",
     "record.py",
     "sections.py",
+    "world.py",
 )
 
 
@@ -59,7 +59,7 @@ def gather(asked: Request, mixer: str) -> NewRun:
         hardware=hardware(asked.device),
         precision=precision(asked.recipe, asked.device),
         threads=torch.get_num_threads(),
-        argv=sys.argv,
+        argv=world.command(),
         git_commit=commit,
         git_dirty=dirty,
         versions=versions() | {"sources": sources(mixer)},
@@ -70,12 +70,12 @@ def gather(asked: Request, mixer: str) -> NewRun:
 def fingerprint(asked: Request, mixer: str) -> str:
     """A digest of all that decides the result of a run: two with the same one answer the same question.
 
-    The network and the weights it starts from, every value of the recipe, the data, the seed, the precision,
-    the kind of device and the sources. Not which stages are run, nor the machine, nor the versions of
-    libraries: those are evidence.
+    The network and the weights it starts from, the recipe's values but for those that decide nothing, the
+    data, the seed, the precision, the kind of device and the sources. Not which stages are run, nor the
+    machine, nor the versions of libraries: those are evidence.
     """
-    values = asked.recipe.values()
-    del values["stages"], values["data"]["source"]
+    values = asked.recipe.deciding()
+    del values["data"]["source"]
     decides = {
         "network": [mixer, asked.scale_of(mixer), asked.design_of(mixer), asked.backend],
         "weights": _sha256_of(asked.weights),

@@ -3,6 +3,7 @@
 The claim of Hu et al. 2022 (arXiv:2211.05781) is that most of what separates published networks is the
 engineering around their mixers. The rungs of `catalog.rungs` are trained by one recipe, and each is held
 against the one before it by the paired tests of `reading.compare`, corrected for their number (Holm 1979).
+Where that is the original network's own recipe, a last rung changes the recipe alone.
 """
 
 import dataclasses
@@ -12,6 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from stmbench import catalog, plan
+from stmbench.catalog import Design, Scale
 from stmbench.nn.timm_models import is_timm
 from stmbench.plan import Request
 from stmbench.reading import compare
@@ -19,6 +21,8 @@ from stmbench.reading.compare import Comparison, Side
 from stmbench.reading.holm import Corrected, holm
 from stmbench.reading.significance import Interval, Test, Verdict, verdict
 from stmbench.store import Store
+
+RECIPE = "recipe"  # the rung whose network is that of the one before, trained by another recipe
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,31 +55,71 @@ class Step:
         return verdict(self.interval) if self.interval else None
 
 
-def requests(mixer: str, seeds: str, **options: Any) -> list[Request]:
-    """What to run for the ladder of a mixer, rung by rung: `options` are those of `plan.request`.
+def requests(
+    mixer: str, seeds: str, *, original_recipe: str | None = None, **options: Any
+) -> list[tuple[str, Request]]:
+    """What to run for the ladder of a mixer, and on which rung: `options` are those of `plan.request`.
+
+    With `original_recipe` all rungs are trained by it, and the unified network once more by the recipe of the
+    options, on the rung `RECIPE`.
 
     Raises:
-        ValueError: a mixer without an original network, no seeds, or whatever `plan.request` refuses.
+        ValueError: a mixer without an original network, no seeds, the same recipe twice, or whatever
+            `plan.request` refuses.
     """
-    first = plan.request(mixer=None, model=mixer, design="unified", seed=0, weights=None, **options)
-    if len(first.mixers) != 1 or is_timm(first.mixers[0]):
+    last = plan.request(mixer=None, model=mixer, design="unified", seed=0, weights=None, **options)
+    if len(last.mixers) != 1 or is_timm(last.mixers[0]):
         raise ValueError("A ladder is one mixer's: give one --mixer.")
-    found = list(catalog.rungs(first.mixers[0], first.scale))
+    found = catalog.rungs(last.mixers[0], last.scale)
     if len(found) == 1:
         raise ValueError(f"{mixer} has no original network of its own to start from.")
+    first = last if original_recipe is None else _by_recipe(last, original_recipe)
+    rungs = [(design, dataclasses.replace(first, design=design)) for design in found]
+    rungs[-1] = (f"unified ({_last_part(*found.values())})", first)
+    if first is not last:
+        rungs.append((RECIPE, last))
     return [
-        dataclasses.replace(first, design=design, seed=seed) for design in found for seed in plan.seeds(seeds)
+        (name, dataclasses.replace(each, seed=seed)) for name, each in rungs for seed in plan.seeds(seeds)
     ]
+
+
+def _last_part(*rungs: tuple[Design, Scale]) -> str:
+    """What becomes unified with the last of them, as the others say by their names."""
+    *_, (before, _), (after, _) = rungs
+    changed = (part for part in catalog.PARTS if getattr(before, part) != getattr(after, part))
+    return next(changed, "depths")
+
+
+def _by_recipe(asked: Request, name: str) -> Request:
+    """The same request by another recipe; ValueError if that one is the same."""
+    other = plan.request(
+        mixer=asked.mixers[0],
+        scale=asked.scale,
+        recipe_name=name,
+        overrides=asked.overrides,
+        stage=",".join(asked.stages),
+        seed=asked.seed,
+        data=asked.info.source,
+        device=asked.device,
+        weights=None,
+    )
+    if other.recipe.digest == asked.recipe.digest:
+        raise ValueError(
+            f"--original-recipe {name} and --recipe {asked.recipe.name} are one protocol: give one of them."
+        )
+    return other
 
 
 def steps(store: Store, rungs: Sequence[tuple[str, Sequence[str]]]) -> list[Step]:
     """The ladder of finished runs: the name of each of its rungs, two or more, with the ids of its runs.
 
     Raises:
-        ValueError: rungs that may not be compared, such as runs by two recipes.
+        ValueError: rungs that may not be compared, such as runs by two recipes, but for the rung `RECIPE`.
     """
-    ids = [",".join(runs) for _, runs in rungs]
-    found = [compare.compare(store, pair) for pair in itertools.pairwise(ids)]
+    found = [
+        compare.compare(store, [",".join(old), ",".join(new)], across_recipes=name == RECIPE)
+        for (_, old), (name, new) in itertools.pairwise(rungs)
+    ]
     tests = [each.outcomes[0].test for each in found]
     corrected = iter(holm([test.p for test in tests if test]))
     made = [_step(rungs[0][0], found[0].sides[0], found[0], 0)]

@@ -10,22 +10,27 @@ import torch
 from timm.optim import list_optimizers
 
 import stmbench.data
-from stmbench import catalog, recipe
-from stmbench.data import DataInfo
+from stmbench import catalog, recipe, world
+from stmbench.data import DataInfo, DetectionInfo
+from stmbench.measure.count import declared
 from stmbench.measure.setting import check as check_profile
 from stmbench.mixers.backends import PLAIN, Backend, BackendMixer
-from stmbench.nn import create_model, timm_models
+from stmbench.nn import create_model, places, timm_models
 from stmbench.nn.backbone import Backbone
+from stmbench.nn.detector import check_pyramid
+from stmbench.nn.detector_weights import holds_detector
 from stmbench.nn.timm_models import is_timm
-from stmbench.nn.weights import read_weights
+from stmbench.nn.weights import read_weights, remarks
 from stmbench.recipe import Recipe
 from stmbench.record import Job
 from stmbench.stages.build import parameters
-from stmbench.training.network import classes_of, make
-from stmbench.training.optimizer import make_optimizer
+from stmbench.stages.probe import check as check_probe
+from stmbench.training import optimizer
+from stmbench.training.engine import shares
+from stmbench.training.network import classes_of, image_shape, make, start_detector
 
 KINDS = ("cuda", "mps", "cpu")  # of devices
-_LOOKS = ("eval", "erf", "invariance", "robustness")  # stages that look at a network with weights
+_LOOKS = ("eval", "erf", "invariance", "robustness", "probe")  # stages that look at a network with weights
 _ONLY = Backend(PLAIN, "always: there is no other", torch.nn.Module.__call__)
 
 
@@ -39,7 +44,7 @@ class Request:
     overrides: tuple[str, ...]
     stages: tuple[str, ...]
     seed: int
-    info: DataInfo
+    info: DataInfo | DetectionInfo
     device: str
     weights: str | None
     backend: str = ""  # of the mixers; "" for the best there is
@@ -79,7 +84,7 @@ def request(
     mixer: str | None,
     model: str | None = None,
     scale: str | None,
-    recipe_name: str,
+    recipe_name: str | Recipe,
     overrides: Sequence[str],
     stage: str,
     seed: int,
@@ -93,9 +98,11 @@ def request(
     """Check and resolve what was asked; ValueError for whatever a user can get wrong.
 
     `mixer` and `model` name networks, each of them mixers and timm models alike; halo if neither is given.
+    `recipe_name` is a recipe's name, its file, or the recipe itself.
     With `elsewhere` the device is one of another machine and is not looked for here.
     """
-    protocol = recipe.load(recipe_name, overrides)
+    load = recipe.load if isinstance(recipe_name, str) else recipe.changed
+    protocol = load(recipe_name, overrides)  # pyright: ignore[reportArgumentType]
     _check_optimizer(protocol)
     mixers = networks(mixer, model)
     if scale and all(map(is_timm, mixers)):
@@ -105,6 +112,7 @@ def request(
         if not is_timm(name):
             catalog.rung(name, scale, design)
         check_backend(name, backend)
+        catalog.check_window(name, protocol.model.window)
     source = data or protocol.data.source
     if not source:
         raise ValueError(f"Recipe '{protocol.name}' needs data: give --data PATH.")
@@ -113,18 +121,31 @@ def request(
         scale=scale,
         recipe=protocol,
         overrides=tuple(overrides),
-        stages=_stages(stage, protocol),
+        stages=stages(stage, protocol),
         seed=seed,
-        info=stmbench.data.find(source),
+        info=find_data(source, protocol),
         device=_elsewhere(device, protocol) if elsewhere else find_device(device),
-        weights=str(weights.resolve()) if weights else None,
+        weights=str(places.locate(weights, mixers, scale).resolve()) if weights else None,
         backend=backend,
         design=design,
     )
     check(asked, elsewhere=elsewhere)
-    for name in filter(is_timm, asked.mixers):
+    for name in filter(is_timm, () if protocol.detects else asked.mixers):
         asked = _fit_timm(asked, name)
-    return asked
+    return dataclasses.replace(asked, warnings=(*asked.warnings, *_remarks(asked)))
+
+
+def _remarks(asked: Request) -> list[str]:
+    """What is to be known of the weights of a classifier of ours."""
+    if asked.weights is None or asked.recipe.detects or is_timm(asked.mixers[0]):
+        return []
+    window = asked.recipe.model.window
+    return remarks(asked.weights, sketch(asked.mixers[0], asked.scale, design=asked.design, window=window))
+
+
+def find_data(source: str, protocol: Recipe) -> DataInfo | DetectionInfo:
+    """The data set that the recipe is for; ValueError where there is none."""
+    return stmbench.data.find_detection(source) if protocol.detects else stmbench.data.find(source)
 
 
 def seeds(text: str) -> tuple[int, ...]:
@@ -140,13 +161,19 @@ def seeds(text: str) -> tuple[int, ...]:
 
 def check(asked: Request, *, elsewhere: bool = False) -> None:
     """ValueError for what a stage would refuse, hours later perhaps."""
+    info = asked.info
     if "profile" in asked.stages and not elsewhere:
         check_profile(asked.device, asked.recipe.profile)
+    if isinstance(info, DetectionInfo):
+        _check_detection(asked, info)
+        return
     _check_weights(asked)
     if {"erf", "invariance"} & set(asked.stages):
-        stmbench.data.spread(asked.info, 1)  # these choose images; a stream has none to choose from
+        stmbench.data.spread(info, 1)  # these choose images; a stream has none to choose from
+    if "probe" in asked.stages:
+        check_probe(info, asked.recipe.probe)
     if "robustness" in asked.stages:
-        stmbench.data.find_robustness(asked.recipe.robustness, asked.info)
+        stmbench.data.find_robustness(asked.recipe.robustness, info)
 
 
 def backends_of(mixer: str) -> tuple[Backend, ...]:
@@ -168,7 +195,7 @@ def check_backend(network: str, backend: str) -> None:
 def _check_optimizer(protocol: Recipe) -> None:
     name = catalog.known("optimizer", protocol.optimizer.name, map(str, list_optimizers()))
     try:
-        make_optimizer(torch.nn.Linear(2, 2), protocol, "cpu")
+        optimizer.check(protocol.optimizer)
     except Exception as error:  # each optimizer refuses what it does not take in its own way
         raise ValueError(f"optimizer '{name}' cannot be used with this recipe: {error}") from None
 
@@ -188,11 +215,28 @@ def _check_weights(asked: Request) -> None:
         raise ValueError("--weights is one network's checkpoint: give one --mixer or --model with it.")
     job = asked.job(mixer, Path())
     classes = classes_of(job, make(job, asked.info.num_classes, device="cpu"))
-    if evaluates_only and classes != asked.info.num_classes:
+    judged = evaluates_only and looks != ["probe"]  # which learns its own classes
+    if judged and classes != asked.info.num_classes:
         raise ValueError(
             f"{asked.weights} tells {classes or 'no'} classes apart, {asked.info.name} has "
             f"{asked.info.num_classes}: train a new classifier before evaluating it (--stage train,eval)."
         )
+
+
+def _check_detection(asked: Request, info: DetectionInfo) -> None:
+    """Every network can become a detector, and there is one with weights where none is trained."""
+    if asked.weights and len(asked.mixers) > 1:
+        raise ValueError("--weights is one network's checkpoint: give one --mixer or --model with it.")
+    trains = bool(asked.recipe.schedule.epochs) or "detect" not in asked.stages
+    if not (trains or (asked.weights and holds_detector(asked.weights))):
+        raise ValueError("Nothing to evaluate: with schedule.epochs=0 give a detector as --weights FILE.")
+    for name in asked.mixers:
+        job = asked.job(name, Path())
+        model, left = start_detector(job, info.num_classes, masks=info.has_masks, device="cpu")
+        if left and not trains:
+            raise ValueError(f"{left} Such a detector must be trained: give it schedule.epochs.")
+        if is_timm(name):
+            check_pyramid(model.pyramid, name)
 
 
 def _fit_timm(asked: Request, name: str) -> Request:
@@ -208,7 +252,9 @@ def _fit_timm(asked: Request, name: str) -> Request:
     )
     if not asked.weights:
         return asked  # nothing was learnt yet under any other preprocessing than the recipe's
-    own = timm_models.preparation(model, read_weights(asked.weights)[1], channels=data.channels)
+    metadata, config = read_weights(asked.weights)[1], places.config_of(Path(asked.weights))
+    images = config.get("pretrained_cfg")  # what timm's own folders say of them
+    own = timm_models.preparation(model, metadata, channels=data.channels, config=images)
     typed = {override.partition("=")[0].strip().removeprefix("data.") for override in asked.overrides}
     used = {key: own[key] for key in timm_models.PREPARATION if key in own and key not in typed}
     return dataclasses.replace(asked, preprocessing=used, warnings=_mismatches(asked, name, own, typed))
@@ -244,14 +290,14 @@ def find_device(name: str) -> str:
     """`auto` as the best device there is; ValueError for one that is not here."""
     here = dict.fromkeys(KINDS, False) | dict.fromkeys(devices(), True)
     if name == "auto":
-        return devices()[0]
+        return world.place(devices()[0])
     kind, _, index = name.partition(":")
     catalog.known("device", kind, ["auto", *here])
     if not here[kind]:
         raise ValueError(f"No {kind} device here. Use --device auto; `stmbench doctor` shows what there is.")
     if index and (not index.isdigit() or kind != "cuda" or int(index) >= torch.cuda.device_count()):
         raise ValueError(f"No device '{name}' here; `stmbench doctor` shows what there is.")
-    return name
+    return world.place(name)
 
 
 def _elsewhere(name: str, protocol: Recipe) -> str:
@@ -266,6 +312,17 @@ def _elsewhere(name: str, protocol: Recipe) -> str:
     return name
 
 
+def check_processes(count: int, device: str, protocol: Recipe) -> None:
+    """ValueError where there are not so many GPUs, or the recipe's batch cannot be dealt out to them."""
+    if count == 1:
+        return
+    shares(protocol, count)
+    if device.startswith("cuda:") and not world.launched():
+        raise ValueError(f"--gpus chooses the GPUs itself: give --device cuda, not {device}.")
+    if device == "cuda" and count > torch.cuda.device_count():
+        raise ValueError(f"There are {torch.cuda.device_count()} GPUs here, fewer than --gpus {count}.")
+
+
 def devices() -> list[str]:
     """The kinds of devices that are here, the fastest first."""
     here = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
@@ -275,6 +332,8 @@ def devices() -> list[str]:
 def size(asked: Request, mixer: str) -> tuple[int, int | None]:
     """Parameters, and MACs where the network declares them, of one network of the request."""
     data = asked.recipe.data
+    if isinstance(asked.info, DetectionInfo):
+        return _detector_size(asked, mixer, asked.info)
     if is_timm(mixer):
         model = make(asked.job(mixer, Path()), asked.info.num_classes, device="cpu")
         return sum(parameter.numel() for parameter in model.parameters()), None
@@ -283,11 +342,21 @@ def size(asked: Request, mixer: str) -> tuple[int, int | None]:
         mixer,
         asked.scale,
         design=asked.design,
+        window=asked.recipe.model.window,
         image_size=size,
         in_channels=channels,
         num_classes=asked.info.num_classes,
     )
     return weigh(model, size)
+
+
+def _detector_size(asked: Request, mixer: str, info: DetectionInfo) -> tuple[int, int | None]:
+    job = asked.job(mixer, Path())
+    model, _ = start_detector(job, info.num_classes, masks=info.has_masks, device="cpu")
+    _, height, width = image_shape(asked.recipe)
+    forms = declared(model.pyramid, height, width)
+    macs = sum(form.total for form in (*forms.values(), *model.head_macs(height, width).values()))
+    return sum(parameter.numel() for parameter in model.parameters()), macs if forms else None
 
 
 def sketch(mixer: str, scale: str, **options: Any) -> Backbone:
@@ -334,9 +403,13 @@ def _names(text: str) -> list[str]:
     return names
 
 
-def _stages(text: str, protocol: Recipe) -> tuple[str, ...]:
+def stages(text: str, protocol: Recipe) -> tuple[str, ...]:
     """The stages to run, in the catalogue's order whatever order they were typed in."""
     chosen = protocol.stages if text == "all" else _names(text)
     for name in chosen:
         catalog.known("stage", name, catalog.stages())
+        if protocol.detects and name not in catalog.DETECTION:
+            raise ValueError(f"Recipe '{protocol.name}' is of detection, and has no stage {name}.")
+        if name == "detect" and not protocol.detects:
+            raise ValueError(f"Recipe '{protocol.name}' is of classification: --recipe coco_1x detects.")
     return tuple(name for name in catalog.stages() if name in chosen)

@@ -16,18 +16,20 @@ from pathlib import Path
 from types import NoneType, UnionType
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
-from stmbench.catalog import known, stages
+from stmbench.catalog import DETECTION, known, mixers, stages
 from stmbench.sections import (
     AT_LEAST,
     AT_MOST,
     SHARES,
     Augment,
     Data,
+    Detect,
     Erf,
     Eval,
     Invariance,
     Model,
     Optimizer,
+    Probe,
     Profile,
     Robustness,
     Schedule,
@@ -36,6 +38,7 @@ from stmbench.sections import (
 
 _PACKED = Path(__file__).with_name("recipes")  # inside a wheel; in a checkout they lie beside the package
 FOLDER = _PACKED if _PACKED.is_dir() else Path(__file__).parents[1] / "recipes"
+WAYS = (("data", "workers"), ("data", "cache"), ("train", "checkpointing"))  # to the same results
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -53,19 +56,35 @@ class Recipe:
     erf: Erf = field(default_factory=Erf)
     invariance: Invariance = field(default_factory=Invariance)
     robustness: Robustness = field(default_factory=Robustness)
+    probe: Probe = field(default_factory=Probe)
+    detect: Detect = field(default_factory=Detect)
+
+    @property
+    def detects(self) -> bool:
+        """Whether it is a protocol of detection, not of classification."""
+        return "detect" in self.stages
 
     @property
     def digest(self) -> str:
-        """Twelve hexadecimal digits of the SHA-256 of every value that a result depends on.
+        """Twelve hexadecimal digits of the SHA-256 of every value that a trained network depends on.
 
-        Not the name, nor which stages are run, nor how a trained network is looked at, whose numbers say what
-        they were taken under, nor what is computed twice.
+        So not of how it is looked at either, by stages whose numbers say what they were taken under.
         """
-        values = self.values()
-        for section in ("stages", "profile", "erf", "invariance", "robustness"):
+        values = self.deciding()
+        for section in ("profile", "erf", "invariance", "robustness", "probe"):
             del values[section]
-        del values["train"]["checkpointing"]
+        del values["detect"]["image_size"]
+        if not self.detects:
+            del values["detect"]
         return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:12]
+
+    def deciding(self) -> dict[str, Any]:
+        """The values that results depend on: not the name, nor which stages are run, nor how work is done."""
+        values = self.values()
+        del values["stages"]
+        for section, key in WAYS:
+            del values[section][key]
+        return values
 
     def values(self) -> dict[str, Any]:
         """Every value as plain types, as the digest covers them and `from_values` reads them."""
@@ -94,6 +113,14 @@ def load(name: str, overrides: Sequence[str] = ()) -> Recipe:
     for override in overrides:
         _apply(values, override)
     return from_values(values, path.stem)
+
+
+def changed(recipe: Recipe, overrides: Sequence[str]) -> Recipe:
+    """The recipe with ``section.key=value`` overrides."""
+    values = recipe.values()
+    for override in overrides:
+        _apply(values, override)
+    return from_values(values, recipe.name)
 
 
 def differences(first: Recipe, second: Recipe) -> dict[str, tuple[str, str]]:
@@ -221,21 +248,46 @@ def _check_ranges(recipe: Recipe) -> None:
                     raise ValueError(f"{section}.{key} must be from 0 to 1, not {number}.")
 
 
-def _check_together(recipe: Recipe) -> None:
-    train, data, augment = recipe.train, recipe.data, recipe.augment
+def _check_stages(recipe: Recipe) -> None:
     if not recipe.stages:
         raise ValueError(f"there are no stages; list some of {', '.join(stages())}.")
-    for key in ("batch_sizes", "precisions", "executions", "memory_formats"):
-        if not getattr(recipe.profile, key):
-            raise ValueError(f"profile.{key} is empty; to time nothing, leave the stage `profile` out.")
+    if recipe.detects:
+        _check_detection(recipe)
+    elif not recipe.schedule.epochs:
+        raise ValueError("schedule.epochs must be at least 1, not 0, which is for evaluating a detector.")
+
+
+def _check_detection(recipe: Recipe) -> None:
+    if others := [stage for stage in recipe.stages if stage not in DETECTION]:
+        raise ValueError(f"the stage detect goes with {', '.join(DETECTION)} alone, not with {others[0]}.")
+    if recipe.data.channels != 3:
+        raise ValueError("detection reads colour images: data.channels must be 3.")
+    if len(recipe.detect.anchor_sizes) not in (4, 5):
+        raise ValueError("detect.anchor_sizes needs 4 sizes, one per level, or a fifth for a pooled map.")
+    jitter = recipe.detect.jitter
+    if jitter and (len(jitter) != 2 or jitter[0] > jitter[1]):
+        raise ValueError(f"detect.jitter must be [low, high], or [] for none, not {list(jitter)}.")
+
+
+def _check_augment(augment: Augment, batch: int) -> None:
     for key, (low, high) in {"scale": augment.scale, "ratio": augment.ratio}.items():
         if not 0 < low <= high:
             raise ValueError(f"augment.{key} must be [low, high], not [{low}, {high}].")
-    if train.device_batch_size and train.batch_size % train.device_batch_size:
-        raise ValueError(
-            f"train.batch_size {train.batch_size} is not a multiple of "
-            f"train.device_batch_size {train.device_batch_size}."
-        )
+    if augment.repeats > 1 and batch < 2 * augment.repeats:
+        raise ValueError(f"augment.repeats {augment.repeats} leaves a batch of {batch} with one image or none.")
+
+
+def _check_together(recipe: Recipe) -> None:
+    train, data = recipe.train, recipe.data
+    _check_stages(recipe)
+    for key in ("batch_sizes", "precisions", "executions", "memory_formats"):
+        if not getattr(recipe.profile, key):
+            raise ValueError(f"profile.{key} is empty; to time nothing, leave the stage `profile` out.")
+    if (recipe.schedule.name == "multistep") != bool(recipe.schedule.milestones):
+        raise ValueError("schedule.milestones belong to schedule.name = \"multistep\", which needs some.")
+    _check_augment(recipe.augment, train.batch_size)
+    for name in (*recipe.optimizer.decay_positions, *recipe.optimizer.decay_layer_scales):
+        known("mixer", name, [*mixers(), "all"])
     for key, values in {"mean": data.mean, "std": data.std}.items():
         if len(values) != data.channels:
             raise ValueError(f"data.{key} needs {data.channels} values, one per channel.")

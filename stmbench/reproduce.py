@@ -16,7 +16,6 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 
-import stmbench.data
 from stmbench import plan, recipe
 from stmbench.evidence import sha256
 from stmbench.measure.shares import wilson
@@ -70,7 +69,8 @@ def request(run: RunRecord, *, data: str | None = None, weights: str | None = No
     """
     if run.state != "done":
         raise ValueError(f"Run {run.id} is {run.state}: only a finished one can be reproduced.")
-    info = stmbench.data.find(data or run.data_source)
+    protocol = recipe.from_values(run.recipe_values, run.recipe_name)
+    info = plan.find_data(data or run.data_source, protocol)
     if info.fingerprint != run.data_fingerprint:
         raise ValueError(
             f"The data at {info.source} are not those of {run.id} ({info.fingerprint}, then "
@@ -85,7 +85,7 @@ def request(run: RunRecord, *, data: str | None = None, weights: str | None = No
     asked = Request(
         mixers=(run.mixer,),
         scale=run.scale,
-        recipe=recipe.from_values(run.recipe_values, run.recipe_name),
+        recipe=protocol,
         overrides=tuple(run.overrides),
         stages=tuple(run.stages),
         seed=run.seed,

@@ -47,8 +47,9 @@ def leaderboard(
     Columns of the network: rank and seeds (Int64), tied and disturbed (bool), mixer, scale, design, weights,
     backend (str), parameters, macs, latency (ms), throughput (images/s), top1, top1_low, top1_high,
     top1_sd (%) and images (float64), runs (a tuple of ids). Each measurement NAME of `columns` adds NAME,
-    NAME_sd (float64), NAME_n (Int64), NAME_unit and NAME_condition (str); `published` adds published,
-    original, difference, difference_low, difference_high (%).
+    NAME_sd (float64), NAME_n (Int64), NAME_unit and NAME_condition (str); detectors have box_ap and mask_ap
+    (%) so. `published` adds published, original, published_box_ap, published_mask_ap, difference,
+    difference_low, difference_high (%), as far as there are classifiers or detectors.
 
     Raises:
         ValueError: no results there, an unknown name (the nearest is named), or `where` cannot be read.

@@ -12,16 +12,21 @@ from dataclasses import dataclass
 
 import torch
 
-import stmbench.data
-from stmbench import catalog, evidence, recipe
+from stmbench import catalog, evidence, recipe, world
 from stmbench.evidence import sha256
-from stmbench.plan import Request, find_device, prepared
+from stmbench.plan import Request, find_data, find_device, prepared
 from stmbench.record import Artifact, Event, Job, Measurement
 from stmbench.store import RunRecord, Store, claims
 from stmbench.store.records import State
+from stmbench.training.meter import DivergedError
 from stmbench.training.network import weights_file
+from stmbench.world import LostError
 
 HEARTBEAT_S = 15.0
+SHARED_ERRORS = (
+    DivergedError,
+    LostError,
+)  # that all processes of a run have at once, where there are several
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,7 +107,7 @@ def _job(run: RunRecord, store: Store, *, data: str, weights: str | None, device
 
 
 def _check_data(run: RunRecord) -> None:
-    info = stmbench.data.find(run.data_source)
+    info = find_data(run.data_source, recipe.from_values(run.recipe_values, run.recipe_name))
     if info.fingerprint != run.data_fingerprint:
         raise ValueError(
             f"The data at {run.data_source} have changed since {run.id} started "
@@ -142,18 +147,35 @@ def _stage(job: Job, store: Store, run_id: str, stage: str) -> Iterator[Event | 
     started = time.perf_counter()
     store.start_stage(run_id, stage)
     try:
-        for event in catalog.resolve(catalog.stages()[stage])(job):
-            if isinstance(event, Measurement):
-                store.record(run_id, event)
-            elif isinstance(event, Artifact):
-                store.attach(run_id, event, job.folder)
-            yield event
+        with world.noticing_losses():
+            if stage in catalog.SHARED:
+                world.tell((job, stage))
+            for event in catalog.resolve(catalog.stages()[stage])(job):
+                if isinstance(event, Measurement):
+                    store.record(run_id, event)
+                elif isinstance(event, Artifact):
+                    store.attach(run_id, event, job.folder)
+                yield event
     except BaseException as error:
         with contextlib.suppress(Exception):  # the first error is the one to report
             store.end_stage(run_id, stage, _state(error), _reason(error))
         raise
     store.end_stage(run_id, stage, "done")
     yield StageDone(stage, time.perf_counter() - started)
+
+
+def follow() -> None:
+    """Take part, as one of several processes but not the first, in the stages that the first one says."""
+    with world.noticing_losses():
+        while said := world.tell():
+            job, stage = said
+            for _ in catalog.resolve(catalog.stages()[stage])(_here(job)):
+                pass
+
+
+def _here(job: Job) -> Job:
+    kind = torch.device(job.device).type
+    return dataclasses.replace(job, device=world.place(kind))
 
 
 @contextlib.contextmanager
@@ -171,12 +193,12 @@ def _ended(store: Store, run_id: str, put_off: list[str]) -> Iterator[None]:
 
 
 def _state(error: BaseException) -> State:
-    return "failed" if isinstance(error, Exception) else "interrupted"
+    return "failed" if isinstance(error, Exception) and not isinstance(error, LostError) else "interrupted"
 
 
 def _reason(error: BaseException) -> str:
     if isinstance(error, KeyboardInterrupt | GeneratorExit):
-        return "stopped by the user"
+        return str(error) or "stopped by the user"
     return f"{type(error).__name__}: {error}"
 
 

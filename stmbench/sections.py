@@ -15,7 +15,8 @@ class Data:
     std: tuple[float, ...] = (0.229, 0.224, 0.225)
     interpolation: Literal["nearest", "bilinear", "bicubic", "lanczos"] = "bicubic"
     crop_pct: float = 0.875
-    workers: int = 4  # loader processes; random augmentation depends on it
+    workers: int = -1  # loader processes; -1: as many as the machine has cores for
+    cache: Literal["auto", "memory", "none"] = "auto"  # of decoded training images; auto: if all of them fit
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -33,6 +34,7 @@ class Augment:
     mixup: float = 0.0
     cutmix: float = 0.0
     smoothing: float = 0.1
+    repeats: int = 1  # of an image in an epoch, which keeps its length, changed otherwise (arXiv:1901.09335)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -41,6 +43,7 @@ class Model:
 
     scale: str = "micro"  # default of --scale
     drop_path: float | None = None  # default: the scale's own
+    window: int = 0  # side of the windows of halo (its blocks) and swin; 0: their own, 7
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -52,15 +55,23 @@ class Optimizer:
     weight_decay: float = 0.05
     betas: tuple[float, float] = (0.9, 0.999)
     clip_grad: float = 0.0  # largest gradient norm; 0 for none
+    layer_decay: float = 1.0  # of the rate from each layer to the one before it, the head's being lr
+    # What is decayed beside the weights of convolutions and linear layers; of which mixers, or ["all"].
+    decay_biases: bool = False  # of these layers; norms have none that is
+    decay_positions: tuple[str, ...] = ()  # learnt tables of positions
+    decay_layer_scales: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Schedule:
     """timm's scheduler factory, stepped per update."""
 
-    name: Literal["cosine", "tanh", "poly"] = "cosine"
+    name: Literal["cosine", "tanh", "poly", "multistep"] = "cosine"
     epochs: int = 300
     warmup_epochs: int = 20
+    warmup_steps: int = 0  # updates, in the place of warmup_epochs
+    milestones: tuple[int, ...] = ()  # multistep: epochs after which the rate is multiplied by `decay`
+    decay: float = 0.1
     warmup_lr: float = 0.0
     min_lr: float = 0.0
 
@@ -132,21 +143,69 @@ class Robustness:
     c: str = ""  # ImageNet-C: CORRUPTION/SEVERITY/CLASS folders
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Probe:
+    """Classifiers of frozen features: see docs/probe.md."""
+
+    images: int = 0  # training images, evenly spread over the data set; 0 for all
+    neighbours: int = 20  # that vote
+    temperature: float = 0.07  # of their votes
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Detect:
+    """The detector around the backbone, of recipes with the stage `detect`: see docs/detection.md."""
+
+    fpn_channels: int = 256  # of every map of the feature pyramid
+    anchor_sizes: tuple[int, ...] = (32, 64, 128, 256, 512)  # pixels, by map; 4, or 5 with a pooled map
+    rpn_samples: int = 256  # anchors of an image that the loss is taken of
+    roi_samples: int = 512  # proposals of an image that the loss is taken of
+    proposals: int = 1000  # of an image
+    detections: int = 100  # of an image, at most
+    box_width: int = 1024  # of the two layers of the box head
+    mask_width: int = 256  # channels of the mask head
+    image_size: tuple[int, int] = (800, 1280)  # height and width that `build` counts and `profile` times at
+    short_side: int = 800  # pixels that an image's shorter side is resized to ...
+    long_side: int = 1333  # ... unless the longer one would then have more than these
+    flip: float = 0.5  # left to right, in training
+    jitter: tuple[float, ...] = ()  # [low, high]: large-scale jitter, in training instead of resizing; [] for none
+    jitter_size: int = 1024  # sides of the square that it crops or pads to
+
+
 # Smallest values that make sense, for the numbers a typing error would turn into a crash far from here.
 AT_LEAST = {
+    ("detect", "fpn_channels"): 1,
+    ("detect", "anchor_sizes"): 1,
+    ("detect", "rpn_samples"): 1,
+    ("detect", "roi_samples"): 1,
+    ("detect", "proposals"): 1,
+    ("detect", "detections"): 1,
+    ("detect", "box_width"): 1,
+    ("detect", "mask_width"): 1,
+    ("detect", "image_size"): 1,
+    ("detect", "short_side"): 1,
+    ("detect", "long_side"): 1,
+    ("detect", "jitter"): 0.01,
+    ("detect", "jitter_size"): 1,
     ("data", "image_size"): 1,
     ("data", "crop_pct"): 0.01,
-    ("data", "workers"): 0,
+    ("data", "workers"): -1,
     ("augment", "color_jitter"): 0,
     ("augment", "mixup"): 0,
     ("augment", "cutmix"): 0,
+    ("augment", "repeats"): 1,
+    ("model", "window"): 0,
     ("optimizer", "lr"): 0,
     ("optimizer", "weight_decay"): 0,
     ("optimizer", "clip_grad"): 0,
+    ("optimizer", "layer_decay"): 0.01,
     ("schedule", "warmup_lr"): 0,
     ("schedule", "min_lr"): 0,
-    ("schedule", "epochs"): 1,
+    ("schedule", "epochs"): 0,
     ("schedule", "warmup_epochs"): 0,
+    ("schedule", "warmup_steps"): 0,
+    ("schedule", "milestones"): 1,
+    ("schedule", "decay"): 0,
     ("train", "batch_size"): 2,
     ("train", "device_batch_size"): 0,
     ("eval", "batch_size"): 1,
@@ -165,9 +224,12 @@ AT_LEAST = {
     ("invariance", "noise"): 0,
     ("invariance", "contrast"): 0,
     ("invariance", "equivariance"): 0,
+    ("probe", "images"): 0,
+    ("probe", "neighbours"): 1,
+    ("probe", "temperature"): 0.001,
 }
-AT_MOST = {("invariance", "jpeg"): 100}
+AT_MOST = {("optimizer", "layer_decay"): 1, ("invariance", "jpeg"): 100}
 SHARES = (
     ("data", "crop_pct"), ("augment", "hflip"), ("augment", "erase"), ("augment", "smoothing"),
-    ("train", "ema_decay"), ("model", "drop_path"),
+    ("train", "ema_decay"), ("model", "drop_path"), ("detect", "flip"),
 )  # fmt: skip

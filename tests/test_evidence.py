@@ -59,8 +59,8 @@ def test_neither_stages_nor_names_nor_places_change_it(
     asked: Request, tiny_recipe_file: Path, tiny_data: Path
 ) -> None:
     renamed = tiny_recipe_file.rename(tiny_recipe_file.with_name("other.toml"))
-    override = f"data.source='{tiny_data}'"
-    same = _request(renamed, tiny_data, stage="train", overrides=[override])
+    overrides = [f"data.source='{tiny_data}'", "data.workers=3", "data.cache=none"]
+    same = _request(renamed, tiny_data, stage="train", overrides=overrides)
     assert _fingerprint(same) == _fingerprint(asked) == evidence.gather(asked, "dwconv").fingerprint
 
 

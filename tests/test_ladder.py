@@ -62,6 +62,21 @@ def test_the_p_values_are_corrected_for_their_number(store: Store, rungs: Any) -
     assert stem.corrected.level == 0.05
 
 
+def test_another_recipe_is_a_step_of_its_own_and_no_part_of_another(store: Store, new_run: NewRun) -> None:
+    def rung(recipe: str, right: int, data: str = new_run.data_fingerprint) -> list[str]:
+        new = dataclasses.replace(new_run, mixer="swin", recipe_digest=recipe, data_fingerprint=data)
+        return [evaluated.add(store, new, np.arange(IMAGES) < right)]
+
+    own, fair, elsewhere = rung("a" * 12, 800), rung("b" * 12, 850), rung("b" * 12, 850, "f" * 16)
+    _, step = ladder.steps(store, [("unified", own), (ladder.RECIPE, fair)])
+    assert step.test
+    assert (step.test.value, step.verdict) == (pytest.approx(5), "better")
+    with pytest.raises(ValueError, match="followed another recipe"):
+        ladder.steps(store, [("block", own), ("unified", fair)])
+    with pytest.raises(ValueError, match="is of other data"):
+        ladder.steps(store, [("unified", own), (ladder.RECIPE, elsewhere)])
+
+
 def test_designs_are_networks_of_their_own(store: Store, rungs: Any) -> None:
     [group] = leaderboard.rank(store)
     assert {(tables.network(row), row.seeds) for row in group.rows} == {
@@ -85,9 +100,38 @@ def _options(tiny_recipe_file: Path, tiny_data: Path) -> dict[str, Any]:
 
 def test_every_rung_is_asked_for_with_every_seed(tiny_recipe_file: Path, tiny_data: Path) -> None:
     asked = ladder.requests("pvt", "0,3,0", **_options(tiny_recipe_file, tiny_data))
-    assert [(each.mixers, each.design, each.seed) for each in asked] == [
-        (("sra",), design, seed) for design in ("original", "stem", "block", "unified") for seed in (0, 3)
+    designs = ("original", "depths", "stem", "downsampling", "block", "head", "unified")
+    assert [(each.mixers, each.design, each.seed) for _, each in asked] == [
+        (("sra",), design, seed) for design in designs for seed in (0, 3)
     ]
+    assert [name for name, _ in asked[::2]] == [*designs[:-1], "unified (position)"]
+    assert len({each.recipe.digest for _, each in asked}) == 1
+    swin = ladder.requests("swin", "0", **_options(tiny_recipe_file, tiny_data))
+    assert swin[-1][0] == "unified (head)"
+
+
+def test_the_recipe_is_the_last_step(tiny_recipe_file: Path, tiny_data: Path) -> None:
+    own = tiny_recipe_file.with_name("own.toml")
+    own.write_text(tiny_recipe_file.read_text().replace("lr = 0.002", "lr = 0.001"))
+    options = _options(tiny_recipe_file, tiny_data) | {"overrides": ["train.batch_size=8"]}
+    asked = ladder.requests("swin", "0,1", original_recipe=str(own), **options)
+    *rungs, (name, last), (_, second) = asked
+    assert [(each.recipe.name, each.recipe.optimizer.lr) for _, each in rungs] == [("own", 1e-3)] * len(rungs)
+    assert (name, last.design, last.recipe.name, last.recipe.optimizer.lr) == (
+        ladder.RECIPE, "unified", "tiny", 2e-3,
+    )  # fmt: skip
+    assert (last.seed, second.seed, rungs[-1][1].design) == (0, 1, "unified")
+    assert {each.recipe.train.batch_size for _, each in asked} == {8}
+    assert {(each.info.source, each.scale, each.stages) for _, each in asked} == {
+        (last.info.source, last.scale, last.stages)
+    }
+
+
+def test_one_recipe_is_no_step(tiny_recipe_file: Path, tiny_data: Path) -> None:
+    copy = tiny_recipe_file.with_name("copy.toml")
+    copy.write_text(tiny_recipe_file.read_text())
+    with pytest.raises(ValueError, match=r"copy\.toml and --recipe tiny are one protocol"):
+        ladder.requests("swin", "0", original_recipe=str(copy), **_options(tiny_recipe_file, tiny_data))
 
 
 @pytest.mark.parametrize(

@@ -58,10 +58,12 @@ def test_a_recipe_is_what_its_file_says(write: Any) -> None:
         ("[augment]\nhflip = 2", r"augment\.hflip must be from 0 to 1, not 2"),
         ("[augment]\nscale = [1.0, 0.5]", r"augment\.scale must be \[low, high\], not \[1\.0, 0\.5\]"),
         ("[data]\ninterpolation = 'cubic'", r"data\.interpolation must be one of .*'bicubic'.*, not 'cubic'"),
-        ("[train]\nbatch_size = 10\ndevice_batch_size = 4", "10 is not a multiple of"),
         ("[schedule]\nepochs = 0", r"schedule\.epochs must be at least 1, not 0"),
         ("[profile]\nprecisions = []", r"profile\.precisions is empty"),
         ("[invariance]\njpeg = [90, 101]", r"invariance\.jpeg must be at most 100, not 101"),
+        ("[data]\nworkers = -2", r"data\.workers must be at least -1, not -2"),
+        ("[augment]\nrepeats = 0", r"augment\.repeats must be at least 1, not 0"),
+        ("[augment]\nrepeats = 3\n[train]\nbatch_size = 5", r"augment\.repeats 3 leaves a batch of 5"),
         ("[profile]\nbatch_sizes = [0]", r"profile\.batch_sizes must be at least 1, not 0"),
         ("[train", "is not valid TOML"),
     ],
@@ -137,7 +139,7 @@ def test_a_whole_number_is_the_same_float(write: Any) -> None:
 
 @pytest.mark.parametrize(
     "override",
-    ["optimizer.lr=0.003", "data.workers=9", "train.compile=true", "model.drop_path=0.1"],
+    ["optimizer.lr=0.003", "augment.repeats=3", "train.compile=true", "model.drop_path=0.1"],
 )
 def test_the_digest_sees_every_value(write: Any, override: str) -> None:
     path = write(PLAIN)
@@ -149,6 +151,8 @@ def test_the_digest_sees_every_value(write: Any, override: str) -> None:
     [
         "profile.samples=7",
         "train.checkpointing=true",
+        "data.workers=9",
+        "data.cache=none",
         'stages=["train"]',
         "erf.images=7",
         "invariance.rotation=[0, 90]",
@@ -162,7 +166,7 @@ def test_the_digest_is_blind_to_what_decides_no_result(write: Any, override: str
 
 def test_the_digest_stays_what_it_is() -> None:
     """Old results keep their recipe's identity: change this only with the meaning of a default."""
-    assert recipe.Recipe().digest == "c367f84e585d"
+    assert recipe.Recipe().digest == "24c598476414"
 
 
 @pytest.mark.parametrize("name", ["quick", "fashion", "imagenet_attention", "imagenet_conv"])
@@ -189,13 +193,37 @@ def test_the_published_protocols() -> None:
         assert published.augment.auto_augment == "rand-m9-mstd0.5-inc1"
         assert (published.train.ema_decay, published.data.crop_pct) == (0.9999, 0.875)
         assert published.model.drop_path is None
+        assert published.optimizer.decay_positions == ("halo", "sra")
+        assert published.optimizer.decay_layer_scales == ("halo", "dwconv")
+
+
+def test_the_published_protocols_of_the_large_data_set_and_the_large_images() -> None:
+    for kind, rates, batch in (("attention", (1e-3, 4e-5), 1024), ("conv", (4e-3, 5e-5), 512)):
+        first, second = (recipe.load(f"imagenet{step}_{kind}") for step in ("21k", "384"))
+        assert (first.optimizer.lr, second.optimizer.lr) == rates
+        assert (first.train.batch_size, second.train.batch_size) == (4096, batch)
+        assert (first.schedule.epochs, second.schedule.epochs) == (90, 30)
+        assert (first.data.image_size, second.data.image_size) == (192, 384)
+        assert (first.optimizer.weight_decay, second.optimizer.weight_decay) == (0.05, 1e-8)
+        assert (first.train.ema_decay, second.train.ema_decay) == (0, 0)
+        assert (first.model.window, second.model.window) == (0, 12 if kind == "attention" else 0)
+        assert first.augment == second.augment == recipe.load(f"imagenet_{kind}").augment
+        for each in (first, second):
+            promise = recipe.promise(recipe.find(each.name))
+            assert f"--recipe {each.name}" in promise
+            assert all(word in promise for word in ("arXiv:", "Hardware", "not measured yet"))
 
 
 def test_the_fair_recipe_differs_from_the_published_ones_in_their_confounds_alone() -> None:
     fair, attention, conv = (recipe.load(f"imagenet_{name}") for name in ("fair", "attention", "conv"))
-    assert recipe.differences(attention, fair) == {"model.drop_path": ("null", "0.2")}
+    rules = {
+        "model.drop_path": ("null", "0.2"),
+        "optimizer.decay_positions": ('["halo", "sra"]', "[]"),
+        "optimizer.decay_layer_scales": ('["halo", "dwconv"]', "[]"),
+    }
+    assert recipe.differences(attention, fair) == rules
     confounds = {"train.batch_size", "optimizer.lr", "schedule.warmup_lr", "schedule.min_lr"}
-    assert set(recipe.differences(conv, fair)) == confounds | {"model.drop_path"}
+    assert set(recipe.differences(conv, fair)) == confounds | set(rules)
     per_image = [each.optimizer.lr / each.train.batch_size for each in (attention, conv)]
     assert per_image[0] == pytest.approx(per_image[1])
 

@@ -23,6 +23,7 @@ from stmbench.cli import (
     results,
     run,
     show,
+    submit,
     sweep,
     weights,
 )
@@ -36,6 +37,7 @@ app = typer.Typer(
 app.command()(run.run)
 app.command()(run.resume)
 app.command()(sweep.sweep)
+app.command(context_settings=submit.SETTINGS)(submit.submit)
 app.command()(reproduce.reproduce)
 app.command()(bench.bench)
 app.command()(ladder.ladder)

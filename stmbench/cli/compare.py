@@ -22,6 +22,11 @@ if TYPE_CHECKING:
 _STYLES = {"better": "green", "worse": "red", "inconclusive": "yellow"}
 
 
+class Probe(StrEnum):
+    LINEAR = "linear"
+    KNN = "knn"
+
+
 class Format(StrEnum):
     TABLE = "table"
     JSON = "json"
@@ -42,6 +47,9 @@ def compare(
     where: Annotated[
         str | None, typer.Option(metavar="FILTER", help='Only runs that this holds for: "seed in (0, 1)".')
     ] = None,
+    probe: Annotated[
+        Probe | None, typer.Option(help="Compare the answers that the stage probe got from their features.")
+    ] = None,
     force: Annotated[bool, typer.Option("--force", help="Even if data, recipes or images differ.")] = False,
     format_: Annotated[Format, typer.Option("--format", help="How to print it.")] = Format.TABLE,
     db: Database = DEFAULT,
@@ -52,15 +60,22 @@ def compare(
 
     with open_store(db, create=False) as store:
         found = comparing.compare(
-            store, sides, scale=scale, recipe_name=recipe, data=data, where=where, force=force
+            store,
+            sides,
+            scale=scale,
+            recipe_name=recipe,
+            data=data,
+            where=where,
+            probe=probe or "",
+            force=force,
         )
     if format_ is Format.JSON:
         typer.echo(json.dumps(comparing.record(found), indent=2, ensure_ascii=False))
     else:
-        _show(found)
+        _show(found, f"Top-1 by {probe} probe" if probe else "Top-1")
 
 
-def _show(found: "Comparison") -> None:
+def _show(found: "Comparison", title: str = "Top-1") -> None:
     console = unfolded(Console())
     console.print("[bold]What differs[/]")
     console.print(_differences(found))
@@ -71,7 +86,7 @@ def _show(found: "Comparison") -> None:
         for line in _conditions(found.costs):
             console.print(f"[dim]{escape(line)}[/]", highlight=False)
     images = "" if found.images is None else f" on {found.images:,} test images"
-    console.print(f"\n[bold]Top-1{images}[/]", highlight=False)
+    console.print(f"\n[bold]{title}{images}[/]", highlight=False)
     console.print(_tests(found))
     for line in found.forced:
         console.print(f"[yellow]forced:[/] {escape(line)}", highlight=False)

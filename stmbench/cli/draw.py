@@ -67,8 +67,8 @@ class Drawer:
             self._say(f"[yellow]note[/]  {escape(event.text)}")
         elif isinstance(event, Measurement):
             self.numbers[event.stage, event.name, event.condition, event.step] = event.value
-            if event.stage == "train" and event.name == "seconds":  # the last number of an epoch
-                self._epoch(event.step)
+            if event.step and event.name == "seconds":  # the last number of an epoch
+                self._epoch(event.stage, event.step)
 
     def stage_done(self, stage: str, seconds: float) -> None:
         """Say in one line what the stage found."""
@@ -98,17 +98,20 @@ class Drawer:
             self.task, self.text = self.bars.add_task(event.text, total=event.total, numbers=""), event.text
         self.bars.update(self.task, completed=event.done, numbers=numbers)
 
-    def _epoch(self, epoch: int) -> None:
-        find = {(n, c): v for (s, n, c, step), v in self.numbers.items() if s == "train" and step == epoch}
-        top1 = "  ".join(
-            f"val top-1{'' if where == 'weights=plain' else ' (EMA)'} {value:5.2f} %"
+    def _epoch(self, stage: str, epoch: int) -> None:
+        find = {(n, c): v for (s, n, c, step), v in self.numbers.items() if (s, step) == (stage, epoch)}
+        scores = "  ".join(
+            f"{_SCORES[name]}{'' if where == 'weights=plain' else ' (EMA)'} {value:5.2f} %"
             for (name, where), value in find.items()
-            if name == "top1"
+            if name in _SCORES
         )
         self._say(
-            f"epoch {epoch:<3} loss {find['loss', '']:.3f}  {top1}  "
+            f"epoch {epoch:<3} loss {find['loss', '']:.3f}  {scores}  "
             f"{find['images_per_second', '']:,.0f} images/s  {find['seconds', '']:.0f} s"
         )
+
+
+_SCORES = {"top1": "val top-1", "box_ap": "box AP", "mask_ap": "mask AP"}  # of an epoch
 
 
 def _build(drawer: Drawer) -> str:
@@ -130,6 +133,16 @@ def _eval(drawer: Drawer) -> str:
                 f"{label} {value:.2f} %, top-5 {drawer.last('eval', 'top5', f'weights={kind}'):.2f} %"
             )
     return "; ".join(parts)
+
+
+def _detect(drawer: Drawer) -> str:
+    parts = []
+    for kind, of in (("plain", ""), ("ema", "EMA ")):
+        for what in ("box", "mask"):
+            ap, ap50 = (drawer.last("detect", f"{what}_{name}", f"weights={kind}") for name in ("ap", "ap50"))
+            if ap == ap:  # not NaN: there are such weights, and such objects
+                parts.append(f"{of}{what} AP {ap:.1f} % (AP50 {ap50:.1f} %)")
+    return ", ".join(parts)
 
 
 def _profile(drawer: Drawer) -> str:
@@ -177,12 +190,22 @@ def _invariance(drawer: Drawer) -> str:
     return "top-1 kept: " + ", ".join(parts) if parts else ""
 
 
+def _probe(drawer: Drawer) -> str:
+    found = {
+        title: drawer.last("probe", "top1", f"probe={name},")
+        for title, name in (("linear", "linear"), ("nearest neighbours", "knn"))
+    }
+    return ", ".join(f"{title} {value:.2f} %" for title, value in found.items() if not math.isnan(value))
+
+
 _SUMMARIES = {
     "build": _build,
     "train": _train,
     "eval": _eval,
+    "detect": _detect,
     "profile": _profile,
     "erf": _erf,
     "invariance": _invariance,
     "robustness": _robustness,
+    "probe": _probe,
 }

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from stmbench.cli import layout
@@ -28,6 +29,9 @@ def ladder(
         str | None, typer.Option(help="micro, tiny, small, base. [default: the recipe's]")
     ] = None,
     recipe: Annotated[str, typer.Option(help="A recipe's name or TOML file, for every rung.")] = "quick",
+    original_recipe: Annotated[
+        str | None, typer.Option(help="Another for every rung; --recipe is a last step then.")
+    ] = None,
     seeds: Annotated[
         str, typer.Option(help="Seeds, with commas between: a run of every rung for each.")
     ] = "0",
@@ -47,7 +51,7 @@ def ladder(
     from stmbench.store import open_store
 
     options = {"scale": scale, "recipe_name": recipe, "stage": stage, "data": data, "device": device}
-    asked = steps.requests(mixer, seeds, overrides=set_ or [], **options)
+    asked = steps.requests(mixer, seeds, original_recipe=original_recipe, overrides=set_ or [], **options)
     console = Console(soft_wrap=True)
     warn_of_network(db)
     with open_store(db) as store:
@@ -58,22 +62,33 @@ def ladder(
         if unfinished := [each.id for each in runs if each.state != "done"]:
             raise RuntimeError(f"not all rungs are there: `stmbench show {unfinished[0]}` says why.")
         found = steps.steps(store, list(made.items()))
-    layout.print_parts(_table(found), "Each step is held against the rung above it.", console=console)
+    layout.print_parts(_table(found), _note(recipe, original_recipe), console=console)
+
+
+def _note(recipe: str, original_recipe: str | None) -> str:
+    note = "Each step is held against the rung above it."
+    if original_recipe:
+        old, new = escape(original_recipe), escape(recipe)
+        note += (
+            f"\nThe last step changes the recipe alone: all rungs above it were trained by {old}, "
+            f"it by {new} (`stmbench recipes diff {old} {new}`)."
+        )
+    return note
 
 
 def _jobs(
-    console: Console, store: "Store", asked: "list[Request]", made: dict[str, list[str]]
+    console: Console, store: "Store", asked: "list[tuple[str, Request]]", made: dict[str, list[str]]
 ) -> "Iterator[Job]":
     """The jobs of runs that are not there yet; all runs are put down in `made`, by rung."""
     from stmbench import runner
 
-    for request in asked:
+    for rung, request in asked:
         run, job = runner.claim(request, request.mixers[0], store, argv=sys.argv)
-        made.setdefault(request.design, []).append(run.id)
+        made.setdefault(rung, []).append(run.id)
         if job:
             yield job
         else:
-            console.print(f"{run.id}  {request.design}, seed {request.seed}: {run.state} already")
+            console.print(f"{run.id}  {rung}, seed {request.seed}: {run.state} already")
 
 
 def _table(steps: "list[Step]") -> Table:

@@ -1,4 +1,4 @@
-"""`stmbench plot`: pictures of what the database holds. None of them imports torch."""
+"""`stmbench plot`: pictures of what the database holds. None but `detections` imports torch."""
 
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
@@ -133,6 +133,28 @@ def curves(
     with _finished(output, db, mixer, scale, recipe, data, device, where) as (store, runs):
         groups = picture.read(store, runs)
     _draw(picture, groups, output, "was trained: stmbench run --stage train")
+
+
+@app.command()
+def detections(
+    run: Annotated[str, typer.Argument(help="A run's id, or enough of its beginning.")],
+    images: Annotated[int, typer.Option(min=1, help="So many validation images, evenly spread.")] = 4,
+    score: Annotated[float, typer.Option(min=0, max=1, help="Show what was found as surely.")] = 0.5,
+    weights: Annotated[
+        Weights | None, typer.Option(help="Of these weights; by default those the network is known by.")
+    ] = None,
+    output: Output = Path("detections.png"),
+    db: Database = DEFAULT,
+) -> None:
+    """Draw what a detector found on validation images, beside what is annotated there."""
+    from stmbench import style
+    from stmbench.pictures import detections as picture
+    from stmbench.store import open_store
+
+    style.check(output)
+    with open_store(db, create=False) as store:
+        found = picture.read(store, store.run(run), images=images, score=score, weights=weights or "")
+    _draw(picture, found, output, "has such detections: stmbench run --recipe detect_quick")
 
 
 @app.command()

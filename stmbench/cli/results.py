@@ -140,10 +140,14 @@ def runs(
 
 
 def summary(console: Console, store: "Store", run_ids: Sequence[str]) -> None:
-    """Print the leaderboard's rows of these runs alone."""
+    """Print the leaderboard's rows of these runs alone, with what their stages are known by."""
+    from stmbench.reading import columns as measured
     from stmbench.reading import leaderboard as board
 
-    for group in board.rank(store, only=run_ids):
+    stages = {stage for run_id in run_ids for stage in store.run(run_id).stages}
+    columns = measured.known_by(stages)
+    sort = columns[0] if columns and "eval" not in stages else "top1"
+    for group in board.rank(store, only=run_ids, columns=columns, sort=sort):
         layout.print_parts(_Board(group), console=console)
 
 

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from stmbench.nn.checkpoint import Checkpoint
 
 app = typer.Typer(no_args_is_help=True, help="Look into checkpoint files, ours, published ones and timm's.")
-_FILE = "A checkpoint: .safetensors, .pth, .pt."
+_FILE = "A checkpoint (.safetensors, .pth, .pt, .bin), or a folder of the Hugging Face hub's with one."
 
 
 @app.callback()
@@ -46,12 +46,14 @@ def convert(
 def _facts(found: "Checkpoint") -> Table:
     table = Table(box=None, show_header=False, pad_edge=False)
     table.add_column(style="bold")
-    networks = " or ".join(map(str, found.networks)) or "none of ours"
+    networks = " or ".join(map(str, found.networks)) or found.model or "none of ours"
     facts = {
         "file": str(found.path),
         "size": f"{found.bytes / 1e6:.1f} MB",
         "sha256": found.sha256,
         "network": networks,
+        "windows": f"{found.window} x {found.window}" if found.window else "",
+        "parts": found.parts,
         "weights": " and ".join(found.kinds),
         "parameters": f"{found.parameters:,} in {found.tensors} tensors of {', '.join(found.dtypes)}",
         "classes": str(found.classes) if found.classes else "",

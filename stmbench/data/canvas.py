@@ -21,6 +21,7 @@ from torchvision.transforms.v2 import functional as v2
 
 from stmbench.data.images import Images
 from stmbench.data.info import Part
+from stmbench.data.resources import loader_processes
 from stmbench.recipe import Data
 
 Views = dict[str, Tensor]
@@ -83,7 +84,7 @@ def canvas_loader(canvases: Canvases, *, batch_size: int, device: str) -> DataLo
     return DataLoader(
         canvases,
         batch_size,
-        num_workers=canvases.data.workers,
+        num_workers=loader_processes(canvases.data.workers, device),
         pin_memory=device.startswith("cuda"),
     )
 

@@ -4,6 +4,8 @@ The count lies in shared memory, one byte per image: every loader process sees i
 each epoch is still one image.
 """
 
+import contextlib
+import itertools
 import struct
 import tarfile
 import zlib
@@ -17,6 +19,7 @@ from timm.data.dataset import IterableImageDataset
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from stmbench.data.cache import PixelCache
 from stmbench.data.info import Reader
 
 UNREADABLE = -1  # the label that stands for an image without content
@@ -39,11 +42,13 @@ class Images(Dataset[tuple[Any, int]]):
     readable one, a blank image with the label `UNREADABLE` does, so that every index keeps its place.
     """
 
+    cache: PixelCache | None = None
+
     def __init__(self, reader: Reader, *, channels: int, training: bool) -> None:
         self.reader = reader
         self.mode = "L" if channels == 1 else "RGB"
         self.training = training
-        self.transform: Callable[[Image.Image], Any] = lambda image: image  # timm's create_loader sets it
+        self.transform: Callable[[Image.Image], Any] = lambda image: image
         self._unreadable: Tensor = torch.zeros(len(reader), dtype=torch.uint8).share_memory_()  # (N,)
 
     def __len__(self) -> int:
@@ -53,7 +58,7 @@ class Images(Dataset[tuple[Any, int]]):
         for step in range(len(self) if self.training else 1):
             at = (index + step) % len(self)
             try:
-                image, label = self._decode(at)
+                image, label = self._read(at)
             except BROKEN:
                 self._unreadable[at] = 1
             else:
@@ -78,6 +83,29 @@ class Images(Dataset[tuple[Any, int]]):
                 f"The first is {self.reader.filename(first)}: {self._reason(first)}."
             )
 
+    def mean_bytes(self, sample: int) -> float:
+        """Bytes of a decoded image, the mean over so many of them, evenly spread; only headers are read."""
+        pixels = []
+        for index in np.linspace(0, len(self) - 1, min(sample, len(self)), dtype=int).tolist():
+            with contextlib.suppress(*BROKEN):
+                source, _ = self.reader[index]
+                if isinstance(source, Image.Image):
+                    pixels.append(source.width * source.height)
+                    continue
+                with source, Image.open(source) as image:
+                    pixels.append(image.width * image.height)
+        return len(self.mode) * float(np.mean(pixels)) if pixels else 0.0
+
+    def _read(self, index: int) -> tuple[Image.Image, int]:
+        """The image, from the cache if it is there."""
+        if self.cache is None:
+            return self._decode(index)
+        found = self.cache.get(index, self.mode)
+        if found is None:
+            found = self._decode(index)
+            self.cache.put(index, *found)
+        return found
+
     def _decode(self, index: int) -> tuple[Image.Image, int]:
         source, label = self.reader[index]
         if isinstance(source, Image.Image):
@@ -96,23 +124,27 @@ class Images(Dataset[tuple[Any, int]]):
 class Stream(IterableImageDataset):
     """Images that come one after the other, through one of timm's iterable readers.
 
-    timm's readers leave out what they cannot decode and say so in the log, without a count.
+    timm's readers leave out what they cannot decode and say so in the log, without a count. Of what the
+    reader gives, the images number `rank`, ``rank + world`` and so on are taken.
     """
 
     skipped = 0
 
-    def __init__(self, reader: Any, num_classes: int) -> None:
+    def __init__(self, reader: Any, num_classes: int, rank: int = 0, world: int = 1) -> None:
         super().__init__(None, reader=reader)
-        self.num_classes = num_classes
+        self.num_classes, self.rank, self.world = num_classes, rank, world
         self._stray = torch.zeros((), dtype=torch.int64).share_memory_()  # a label that is none
 
     def __iter__(self) -> Generator[tuple[Any, int], None, None]:
         image: Any
         label: Any
-        for image, label in super().__iter__():
+        for image, label in itertools.islice(super().__iter__(), self.rank, None, self.world):
             if not 0 <= label < self.num_classes:
                 self._stray.fill_(label)
             yield image, int(label)
+
+    def __len__(self) -> int:
+        return len(range(self.rank, super().__len__(), self.world))
 
     def skipped_names(self, limit: int = 10) -> list[str]:
         """No names are known."""

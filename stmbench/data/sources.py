@@ -4,14 +4,18 @@ import functools
 from pathlib import Path
 
 from stmbench.catalog import known
+from stmbench.data.coco import find_coco
+from stmbench.data.detection import DetectionInfo
 from stmbench.data.folders import find_images
 from stmbench.data.idx import FASHION_CLASSES, find_idx, has_files
 from stmbench.data.info import DataInfo
 from stmbench.data.prefixed import find_prefixed, is_prefixed
+from stmbench.data.trees import find_trees
 
 EMBEDDED = Path(__file__).with_name("fashion_mini")
 DEBIAN_FASHION = Path("/usr/share/datasets/fashion-mnist")  # Debian's dataset-fashion-mnist
 NAMES = ("fashion-mini", "fashion")
+DETECTION_NAMES = ("trees",)
 
 
 @functools.lru_cache(maxsize=4)
@@ -39,6 +43,26 @@ def find(source: str) -> DataInfo:
         if has_files(folder):
             return find_idx(folder.resolve(), path.resolve().name, str(path.resolve()))
     return find_images(path)
+
+
+@functools.lru_cache(maxsize=2)
+def find_detection(source: str) -> DetectionInfo:
+    """Find a data set with boxes; in one process, each source is read once.
+
+    `source` is ``trees`` (aerial photos of the package deepforest), or the path of a folder or a JSON file in
+    COCO's format, in a layout of `stmbench.data.coco`.
+
+    Raises:
+        ValueError: there is no such data set, or it is broken; the message says what to do.
+    """
+    if source == "trees":
+        return find_trees()
+    path = Path(source).expanduser()
+    if not path.exists():
+        if path.name == source:
+            known("detection data set", source, DETECTION_NAMES)
+        raise ValueError(f"No data at {path}. Give --data a folder in COCO's format, or trees.")
+    return find_coco(path)
 
 
 def _find_fashion() -> DataInfo:

@@ -15,7 +15,7 @@ import warnings
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeGuard
 
 import torch
 from torch import Tensor, nn
@@ -27,6 +27,7 @@ from torch.utils.module_tracker import ModuleTracker
 from stmbench.measure import operators
 from stmbench.mixers import backends
 from stmbench.nn.backbone import Backbone
+from stmbench.nn.detector import Pyramid
 from stmbench.record import Macs
 
 with warnings.catch_warnings():  # fvcore scripts functions on import, which newer torch warns of
@@ -130,7 +131,11 @@ class Traffic:
 
 def declared(model: nn.Module, height: int, width: int) -> dict[str, Macs]:
     """The closed form by part, for an image of `height` x `width` pixels; empty for a network without one."""
-    return model.macs(height, width) if isinstance(model, Backbone) else {}
+    return model.macs(height, width) if _declares(model) else {}
+
+
+def _declares(model: nn.Module) -> TypeGuard[Backbone | Pyramid]:
+    return isinstance(model.backbone if isinstance(model, Pyramid) else model, Backbone)
 
 
 def count(model: nn.Module, shape: Shape) -> Count:
@@ -162,7 +167,7 @@ def count(model: nn.Module, shape: Shape) -> Count:
 
 def _parts(model: nn.Module) -> dict[str, list[str]]:
     """The modules that make up each part: as the closed form has them, else the network's children."""
-    if isinstance(model, Backbone):
+    if _declares(model):
         return model.parts()
     if len([*model.named_parameters(remove_duplicate=False)]) > len([*model.parameters()]):
         return {}  # the counters do not agree on whose a shared layer is

@@ -5,6 +5,7 @@ import dataclasses
 import gc
 import time
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -16,8 +17,10 @@ from stmbench.measure.process import failure
 from stmbench.measure.setting import AUTOCAST, FORMATS, Memory, Prepared, Rates, Round, Setting
 from stmbench.mixers import backends
 from stmbench.nn.backbone import Backbone
+from stmbench.nn.detector import Detector
 
 MakeOptimizer = Callable[[nn.Module], torch.optim.Optimizer]
+OBJECTS = 7  # on an image that a detector is trained on
 CALIBRATION_S = 0.03  # of the matrix product and of the copy, each before and after a round
 
 
@@ -80,8 +83,9 @@ class Subject:
 
     def _path(self) -> str:
         """The backends that the passes take."""
-        setting, model = self.setting, self._model
-        if not isinstance(model, Backbone):
+        setting = self.setting
+        model = self._model.pyramid if isinstance(self._model, Detector) else self._model
+        if not any(isinstance(part, Backbone) for part in model.modules()):
             return ""
         image = torch.zeros(1, *setting.shape, device=setting.device)
         grad = torch.enable_grad() if setting.mode == "train" else torch.inference_mode()
@@ -147,15 +151,13 @@ def _rates(yardstick: Yardstick | None) -> Rates:
 def training_step(
     model: nn.Module, images: Tensor, setting: Setting, make_optimizer: MakeOptimizer
 ) -> Callable[[], object]:
-    """A function that takes one step: forward, cross-entropy on random labels, backward, optimizer.
+    """A function that takes one step: forward, the loss on random labels or boxes, backward, optimizer.
 
     The learning rate is 0: weights that learnt the one batch by heart would make the last steps' gradients
     denormal, which is slow, and a step of 0 takes no less time.
     """
-    with torch.no_grad():
-        classes = model.eval()(images[:1]).shape[1]
+    loss_of = _detection_loss(model, images) if isinstance(model, Detector) else _class_loss(model, images)
     model.train()
-    labels = torch.randint(classes, (setting.batch,), device=setting.device)
     optimizer = make_optimizer(model)
     for group in optimizer.param_groups:
         group["lr"] = 0.0
@@ -167,23 +169,44 @@ def training_step(
 
     def step() -> None:
         optimizer.zero_grad(set_to_none=True)
-        loss = F.cross_entropy(forward(images).float(), labels)
-        scaler.scale(loss).backward()
+        scaler.scale(loss_of(forward)).backward()
         scaler.step(optimizer)
         scaler.update()
 
     return step
 
 
-def _forward(model: nn.Module, setting: Setting) -> Callable[[Tensor], Tensor]:
+def _class_loss(model: nn.Module, images: Tensor) -> Callable[[Callable[..., Tensor]], Tensor]:
+    """Cross-entropy on random labels."""
+    with torch.no_grad():
+        classes = model.eval()(images[:1]).shape[1]
+    labels = torch.randint(classes, (len(images),), device=images.device)
+    return lambda forward: F.cross_entropy(forward(images).float(), labels)
+
+
+def _detection_loss(model: Detector, images: Tensor) -> Callable[[Callable[..., Any]], Tensor]:
+    """The sum of a detector's losses on as many objects an image as COCO has, each a quarter of its sides."""
+    height, width = images.shape[2:]
+    sides = torch.tensor([width, height], device=images.device)
+    targets = []
+    for _ in images:
+        corners = torch.rand(OBJECTS, 2, device=images.device) * 0.75 * sides  # (N, 2): x, y
+        masks = torch.ones(OBJECTS, height, width, dtype=torch.uint8, device=images.device)
+        labels = torch.randint(1, model.num_classes + 1, (OBJECTS,), device=images.device)
+        boxes = torch.cat([corners, corners + 0.25 * sides], 1)  # (N, 4)
+        targets.append({"boxes": boxes, "labels": labels, "masks": masks})
+    return lambda forward: torch.stack([*forward(images, targets).values()]).sum()
+
+
+def _forward(model: nn.Module, setting: Setting) -> Callable[..., Tensor]:
     """The network's forward pass, compiled and under autocast as the setting says."""
     forward = torch.compile(model) if setting.execution == "compiled" else model
     if setting.precision not in AUTOCAST:
         return forward
 
-    def cast(images: Tensor) -> Tensor:
+    def cast(*inputs: object) -> Tensor:
         with _autocast(setting):
-            return forward(images)
+            return forward(*inputs)
 
     return cast
 

@@ -1,4 +1,4 @@
-"""Halo attention: blocks of 7x7 queries see the 13x13 window of keys around them.
+"""Halo attention: blocks of 7x7 queries, or of another size, see the keys of their block and 3 around it.
 
 Vaswani et al. 2021, "Scaling Local Self-Attention for Parameter Efficient Visual Backbones"
 (arXiv:2103.12731), in the form of Hu et al. 2022 (arXiv:2211.05781): an output projection, keys outside the
@@ -31,7 +31,6 @@ from stmbench.mixers.layers import ceil_div, check_heads
 from stmbench.record import Macs
 
 BLOCK, HALO = 7, 3
-WINDOW = BLOCK + 2 * HALO
 
 
 class _Axis(NamedTuple):
@@ -41,6 +40,7 @@ class _Axis(NamedTuple):
     number: int  # of blocks
     block: int  # queries of a block
     halo: int  # further keys on each side
+    full: int  # queries of a whole block, as the operator is defined
 
     @property
     def window(self) -> int:
@@ -54,7 +54,12 @@ class _Axis(NamedTuple):
     @property
     def published(self) -> int:
         """The window that the operator is defined with, of which the code may need less."""
-        return WINDOW if self.length >= BLOCK else self.length
+        return self.full + 2 * HALO if self.length >= self.full else self.length
+
+    @property
+    def centre(self) -> int:
+        """The row of a table that scores a key at its query's own place."""
+        return self.full + 3 * HALO - 1
 
     @property
     def pairs(self) -> int:
@@ -67,10 +72,10 @@ class _Axis(NamedTuple):
         return sum(inside(s, self.block) * inside(s - self.halo, self.window) for s in starts)
 
 
-def _axis(length: int) -> _Axis:
-    if length <= BLOCK:
-        return _Axis(length, 1, length, 0)
-    return _Axis(length, ceil_div(length, BLOCK), BLOCK, HALO)
+def _axis(length: int, block: int) -> _Axis:
+    if length <= block:
+        return _Axis(length, 1, length, 0, block)
+    return _Axis(length, ceil_div(length, block), block, HALO, block)
 
 
 class _Layout(NamedTuple):
@@ -121,19 +126,23 @@ class _Layout(NamedTuple):
 
 
 class HaloAttention(BackendMixer):
-    """Attention of 7x7 blocks to themselves and a halo of 3 positions, with learnt relative positions."""
+    """Attention of blocks to themselves and a halo of 3 positions, with learnt relative positions.
 
-    def __init__(self, dim: int, *, num_heads: int) -> None:
+    `window` is the side of a block: the published networks' 7, or 12 for images of 384 pixels.
+    """
+
+    def __init__(self, dim: int, *, num_heads: int, window: int = BLOCK) -> None:
         super().__init__()
         check_heads(dim, num_heads)
-        self.dim, self.num_heads = dim, num_heads
+        self.dim, self.num_heads, self.window = dim, num_heads, window
         self.q = nn.Linear(dim, dim, bias=False)
         self.kv = nn.Linear(dim, 2 * dim, bias=False)  # per head: its keys, then its values
         self.proj = nn.Linear(dim, dim)
-        # Row 12 + HALO + o scores a key that lies o positions after its query; shared by the heads.
-        width = dim // num_heads
-        self.height_rel = nn.Parameter(torch.empty(2 * WINDOW - 1, width))
-        self.width_rel = nn.Parameter(torch.empty(2 * WINDOW - 1, width))
+        # Row window + 8 + o scores a key that lies o positions after its query; shared by the heads.
+        # The first six rows are of no key.
+        width, rows = dim // num_heads, 2 * (window + 2 * HALO) - 1
+        self.height_rel = nn.Parameter(torch.empty(rows, width))
+        self.width_rel = nn.Parameter(torch.empty(rows, width))
         for table in (self.height_rel, self.width_rel):
             nn.init.trunc_normal_(table, std=width**-0.5)
 
@@ -142,7 +151,7 @@ class HaloAttention(BackendMixer):
         return self.backend(x).run(self, x)
 
     def layout(self, x: Tensor) -> _Layout:
-        return _Layout(_axis(x.shape[1]), _axis(x.shape[2]), self.num_heads)
+        return _Layout(_axis(x.shape[1], self.window), _axis(x.shape[2], self.window), self.num_heads)
 
     def positions(self, q: Tensor, layout: _Layout) -> tuple[Tensor, Tensor]:
         """Scores of rows and columns of the window, from q (B, n, m, h, a, b, D).
@@ -163,7 +172,7 @@ class HaloAttention(BackendMixer):
         windows and all rows of the tables. The code skips rows that no key of the window needs, and the halo
         of a single block.
         """
-        ys, xs, n = _axis(height), _axis(width), height * width
+        ys, xs, n = _axis(height, self.window), _axis(width, self.window), height * width
         queries = ys.number * ys.block * xs.number * xs.block
         rows, columns = ys.published, xs.published
         total = queries * (2 * rows * columns + (2 * rows - 1) + (2 * columns - 1))
@@ -182,7 +191,7 @@ def _relative(axis: _Axis, device: torch.device) -> Tensor:
     """The table's row for each query and key of a block, (queries, keys)."""
     query = torch.arange(axis.block, device=device)
     key = torch.arange(-axis.halo, axis.block + axis.halo, device=device)
-    return key - query[:, None] + WINDOW - 1 + HALO
+    return key - query[:, None] + axis.centre
 
 
 def _outside(axis: _Axis, like: Tensor) -> tuple[Tensor, Tensor]:
@@ -258,7 +267,7 @@ def _chunked(mixer: HaloAttention, x: Tensor) -> Tensor:
 
 def _offsets(axis: _Axis, table: Tensor) -> Tensor:
     """The rows of a table that some query and key of a block need, (L, D)."""
-    first = WINDOW - 1 + HALO - axis.halo - (axis.block - 1)
+    first = axis.centre - axis.halo - (axis.block - 1)
     return table[first : first + axis.block + axis.window - 1]
 
 
@@ -352,10 +361,11 @@ def _slide(scores: Tensor, dim: int, window: int) -> Tensor:
 def _fold(out: Tensor, grads: tuple[Tensor, Tensor], layout: _Layout) -> None:
     """The adjoint of windows: sums over all windows (N, c d, D) of keys and values, into (b, H, W, 2C).
 
-    A window reaches into no more than two tiles of a block's size along each axis.
+    The map is laid out in tiles of a block's size, some of which a window reaches into.
     """
     ys, xs, heads = layout
-    tiles = ys.number + (ys.halo > 0), ys.block, xs.number + (xs.halo > 0), xs.block
+    further = (ceil_div(2 * axis.halo, axis.block) for axis in (ys, xs))  # tiles behind the last block
+    tiles = ys.number + next(further), ys.block, xs.number + next(further), xs.block
     padded = out.new_zeros(out.shape[0], *tiles, heads, 2, out.shape[-1] // heads // 2)
     for target, grad in zip(padded.permute(6, 0, 1, 3, 5, 2, 4, 7), grads, strict=True):
         grad = grad.view(-1, ys.number, xs.number, heads, ys.window, xs.window, grad.shape[-1])

@@ -23,7 +23,7 @@ from stmbench.mixers.backends import PLAIN, Backend, BackendMixer
 from stmbench.mixers.layers import ceil_div, check_heads
 from stmbench.record import Macs
 
-WINDOW = 7
+WINDOW = 7  # of the published networks, for images of 224 pixels
 
 
 class _Axis(NamedTuple):
@@ -105,16 +105,16 @@ class _Layout(NamedTuple):
 
 
 class ShiftedWindowAttention(BackendMixer):
-    """Attention within 7x7 windows, laid out after the map is moved `shift` positions up and left."""
+    """Attention within square windows, laid out after the map is moved `shift` positions up and left."""
 
-    def __init__(self, dim: int, *, num_heads: int, shift: int) -> None:
+    def __init__(self, dim: int, *, num_heads: int, shift: int, window: int = WINDOW) -> None:
         super().__init__()
         check_heads(dim, num_heads)
-        self.dim, self.num_heads, self.shift = dim, num_heads, shift
+        self.dim, self.num_heads, self.shift, self.window = dim, num_heads, shift, window
         self.qkv = nn.Linear(dim, 3 * dim)
         self.proj = nn.Linear(dim, dim)
-        # Row (dy + 6) * 13 + (dx + 6) is the bias of a key dy above and dx to the left of its query.
-        self.relative_position_bias_table = nn.Parameter(torch.empty((2 * WINDOW - 1) ** 2, num_heads))
+        # For windows of 7, row (dy + 6) * 13 + (dx + 6) is that of a key dy above and dx left of its query.
+        self.relative_position_bias_table = nn.Parameter(torch.empty((2 * window - 1) ** 2, num_heads))
         nn.init.trunc_normal_(self.relative_position_bias_table, std=0.02)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -134,17 +134,17 @@ class ShiftedWindowAttention(BackendMixer):
 
     def _axis(self, length: int) -> _Axis:
         """The windows along an axis."""
-        if length <= WINDOW:
+        if length <= self.window:
             return _Axis(1, length, 0)
-        return _Axis(ceil_div(length, WINDOW), WINDOW, self.shift)
+        return _Axis(ceil_div(length, self.window), self.window, self.shift)
 
     def _bias(self, a: int, b: int) -> Tensor:
         """The bias between all positions of an a x b window, (1, h, T, T)."""
         device = self.relative_position_bias_table.device
         y, x = torch.arange(a, device=device), torch.arange(b, device=device)
-        rows = (y[:, None] - y + WINDOW - 1)[:, None, :, None]  # (a, 1, a, 1)
-        columns = (x[:, None] - x + WINDOW - 1)[None, :, None, :]  # (1, b, 1, b)
-        index = (rows * (2 * WINDOW - 1) + columns).reshape(a * b, a * b)
+        rows = (y[:, None] - y + self.window - 1)[:, None, :, None]  # (a, 1, a, 1)
+        columns = (x[:, None] - x + self.window - 1)[None, :, None, :]  # (1, b, 1, b)
+        index = (rows * (2 * self.window - 1) + columns).reshape(a * b, a * b)
         return F.embedding(index, self.relative_position_bias_table).permute(2, 0, 1)[None]
 
     def _visible(self, height: int, width: int, device: torch.device) -> Tensor:

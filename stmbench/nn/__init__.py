@@ -27,6 +27,7 @@ def create_model(
     size_of: str | None = None,
     backend: str = "",
     design: str = "unified",
+    window: int = 0,
 ) -> Backbone:
     """The unified backbone around `mixer` (a name or alias of the catalogue) at `scale`.
 
@@ -40,9 +41,11 @@ def create_model(
         backend: how every mixer computes, where it can; by default the fastest way there is for each input.
         design: what stands around the mixer: `unified`, `original`, as in its own network, or a step
             between them; `catalog.rungs` lists a mixer's.
+        window: the side of the windows of `halo` (its blocks) and `swin`; 0 for their own, 7.
 
     Raises:
-        ValueError: no such mixer, scale, backend or design, a size that cannot be, weights that do not fit.
+        ValueError: no such mixer, scale, backend or design, a size that cannot be, a window where there are
+            none, weights that do not fit.
     """
     row, around = catalog.mixer(mixer), catalog.mixer(size_of or mixer)
     parts, size = catalog.rung(around.name, scale, design)
@@ -58,7 +61,8 @@ def create_model(
     bare = {"projections": False} if parts.block == "single residual" and row is around else {}
 
     def make_mixer(level: int, block: int) -> nn.Module:
-        return mixer_class(size.widths[level], **row.options(size.widths[level], level, block), **bare)
+        options = row.options(size.widths[level], level, block, window)
+        return mixer_class(size.widths[level], **options, **bare)
 
     model = Backbone(
         size.widths,
@@ -68,9 +72,10 @@ def create_model(
         mlp_ratios=size.mlp_ratios,
         norm_eps=around.norm_eps,
         drop_path=size.drop_path if drop_path is None else drop_path,
-        position_map=around.position_map,
+        position_map=around.position_map and parts.position == "unified",
         position_parameters=(*row.position_parameters, *around.position_parameters),
         zero_layers=row.zero_layers,
+        mixer_name=row.name,
         num_classes=num_classes,
         in_channels=in_channels,
         image_size=(height, width),

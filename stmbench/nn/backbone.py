@@ -129,7 +129,8 @@ class Backbone(nn.Module):
     `design` says what stands around them. Tuples have one entry per level. `drop_path` is the last block's
     rate; it grows linearly from 0. `image_size` (height, width) only settles the size of position maps: any
     size may be fed. `position_parameters` are the names of the learnt tables of positions, which take no
-    weight decay; `zero_layers` those of the mixers' layers that start at zero.
+    weight decay; `zero_layers` those of the mixers' layers that start at zero. `mixer_name` is what recipes
+    call the mixer, where they treat mixers unlike.
     """
 
     levels: Sequence[Level]
@@ -149,6 +150,7 @@ class Backbone(nn.Module):
         position_map: bool = False,
         position_parameters: Sequence[str] = (),
         zero_layers: Sequence[str] = (),
+        mixer_name: str = "",
         num_classes: int = 1000,
         in_channels: int = 3,
         image_size: tuple[int, int] = (224, 224),
@@ -157,6 +159,7 @@ class Backbone(nn.Module):
     ) -> None:
         super().__init__()
         self.num_classes = num_classes
+        self.mixer_name = mixer_name
         self.position_parameters = tuple(position_parameters)
         self.stem = make_stem(design, in_channels, widths[0])
         rates = iter(torch.linspace(0, drop_path, sum(depths), device="cpu").tolist())
@@ -273,6 +276,10 @@ class Backbone(nn.Module):
             name for name, _ in self.named_parameters() if name.rpartition(".")[2] in self.position_parameters
         }
 
+    def layer_scales(self) -> set[str]:
+        """Names of the parameters that scale a residual branch."""
+        return {name for name, _ in self.named_parameters() if name.rpartition(".")[2].startswith("gamma")}
+
     def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
         """timm's patterns of parameter groups from stem to head, for layer-wise learning rates."""
         blocks = [
@@ -291,7 +298,8 @@ class Backbone(nn.Module):
         for index, level in enumerate(self.levels):
             parts = level.macs(*level_size(index, height, width))
             macs |= {f"level{index + 1}.{part}": value for part, value in parts.items()}
-        macs["head"] = self.head.macs(*level_size(len(self.levels) - 1, height, width))
+        if not isinstance(self.head, nn.Identity):
+            macs["head"] = self.head.macs(*level_size(len(self.levels) - 1, height, width))
         return macs
 
     def parts(self) -> dict[str, list[str]]:
@@ -303,7 +311,7 @@ class Backbone(nn.Module):
                 parts[f"{name}.downsample"] = [f"{module}.downsample"]
             parts[f"{name}.mixers"] = [f"{module}.blocks.{block}.mixer" for block in range(len(level.blocks))]
             parts[f"{name}.mlps"] = [f"{module}.blocks.{block}.mlp" for block in range(len(level.blocks))]
-        return parts | {"head": ["head"]}
+        return parts if isinstance(self.head, nn.Identity) else parts | {"head": ["head"]}
 
 
 # The parts that a design names
@@ -319,6 +327,8 @@ def make_stem(design: Design, in_channels: int, dim: int) -> nn.Module:
 def make_downsample(design: Design, in_dim: int, dim: int) -> nn.Module:
     if design.downsampling == "unified":
         return ConvNorm(in_dim, dim, bias=False)
+    if design.downsampling == "overlapping patches":
+        return ConvNorm(in_dim, dim, bias=True)
     kind = originals.PatchMerging if design.downsampling == "patch merging" else originals.NormPatches
     return kind(in_dim, dim, eps=design.norm_eps)
 
@@ -326,6 +336,8 @@ def make_downsample(design: Design, in_dim: int, dim: int) -> nn.Module:
 def make_block(design: Design, dim: int, mixer: nn.Module, *, norm_eps: float, **options: Any) -> Residual:
     if design.block == "single residual":
         return originals.SingleBlock(dim, mixer, norm_eps=design.norm_eps, **options)
+    if design.block == "convolutional MLP":
+        return originals.ConvMlpBlock(dim, mixer, norm_eps=design.norm_eps, **options)
     if design.block == "unscaled":
         return Block(dim, mixer, norm_eps=design.norm_eps, layer_scale=False, **options)
     return Block(dim, mixer, norm_eps=norm_eps, **options)

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from stmbench import catalog
 from stmbench.nn import create_model
-from stmbench.nn.weights import adapt, convert, fits, layers
+from stmbench.nn.weights import adapt, backbone_of, completed, convert, fits, layers
 
 _BLOCK = re.compile(r"levels\.(\d+)\.blocks\.(\d+)\.")
 
@@ -24,11 +24,17 @@ class Network(NamedTuple):
 
 
 def identify(state: Mapping[str, Tensor]) -> list[Network]:
-    """The networks of the catalogue that these weights fit: one, or several that differ in no weight."""
-    state = convert(state)
+    """The networks of the catalogue that these weights fit: one, or several that differ in no weight.
+
+    Of a detector, the one nearest to the unified network of those that its backbone fits, which may differ in
+    what a detector lacks.
+    """
+    inside = backbone_of(state)
+    state = convert(inside or state)
     found = [tuple(map(int, match.groups())) for key in state if (match := _BLOCK.match(key))]
     depths = tuple(1 + max((block for at, block in found if at == level), default=-1) for level in range(4))
-    return [network for network in _candidates(depths) if _is(network, state)]
+    fitting = [each for each in _candidates(depths) if _is(each, state, detects=bool(inside))]
+    return fitting[-1:] if inside else fitting
 
 
 def _candidates(depths: tuple[int, ...]) -> Iterator[Network]:
@@ -39,7 +45,7 @@ def _candidates(depths: tuple[int, ...]) -> Iterator[Network]:
                     yield Network(mixer, scale, design)
 
 
-def _is(network: Network, state: Mapping[str, Tensor]) -> bool:
+def _is(network: Network, state: Mapping[str, Tensor], *, detects: bool) -> bool:
     with torch.device("meta"):
         model = create_model(network.mixer, network.scale, design=network.design)
         (first,) = layers(model, "first_conv")
@@ -47,4 +53,5 @@ def _is(network: Network, state: Mapping[str, Tensor]) -> bool:
         if channels not in (0, 3):
             options = {"design": network.design, "in_channels": channels}
             model = create_model(network.mixer, network.scale, **options)
-    return fits(adapt(state, model), model)
+    adapted = adapt(state, model)
+    return fits(completed(adapted, model) if detects else adapted, model)

@@ -3,17 +3,20 @@
 Liu et al. 2021, "Swin Transformer" (arXiv:2103.14030): patches of 4x4 pixels, patch merging, blocks without a
 layer scale, a LayerNorm before the pooling. Liu et al. 2022, "A ConvNet for the 2020s" (arXiv:2201.03545):
 2x2 patches between levels, one residual branch per block, a LayerNorm after the pooling. Wang et al. 2022,
-"PVT v2" (arXiv:2106.13797): overlapping patches of 7x7 pixels.
+"PVT v2" (arXiv:2106.13797): overlapping patches, of 7x7 pixels and of 3x3 positions between levels, no layer
+scale and no maps of positions, which a depthwise convolution in the MLP stands for.
 
 Departure: what is not a whole number of patches is padded with zeros at its end, so that any size may be fed.
 """
+
+from typing import Any
 
 import torch
 from timm.layers.mlp import Mlp
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from stmbench.nn.block import LAYER_SCALE, Residual
+from stmbench.nn.block import LAYER_SCALE, Block, Residual
 from stmbench.nn.heads import BaseHead
 from stmbench.record import Macs
 
@@ -113,6 +116,32 @@ class SingleBlock(Residual):
 
     def _add(self, x: Tensor, scale: Tensor) -> Tensor:
         return torch.addcmul(x, scale, self.mlp(self.norm(self.mixer(x))))
+
+
+class ConvMlp(nn.Module):
+    """An MLP with a depthwise 3x3 convolution before its GELU, (B, H, W, C) -> (B, H, W, C)."""
+
+    def __init__(self, dim: int, hidden: int) -> None:
+        super().__init__()
+        self.fc1 = nn.Linear(dim, hidden)
+        self.conv = nn.Conv2d(hidden, hidden, 3, padding=1, groups=hidden)
+        self.act = nn.GELU()
+        self.fc2 = nn.Linear(hidden, dim)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.conv(self.fc1(x).permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
+        return self.fc2(self.act(x))
+
+
+class ConvMlpBlock(Block):
+    """x += drop(mixer(norm1(x))), then x += drop(mlp(norm2(x))), its MLP convolutional: PVT v2's block."""
+
+    def __init__(self, dim: int, mixer: nn.Module, **options: Any) -> None:
+        super().__init__(dim, mixer, layer_scale=False, **options)
+        self.mlp = ConvMlp(dim, self.hidden)
+
+    def mlp_macs(self, height: int, width: int) -> Macs:
+        return super().mlp_macs(height, width) + Macs(height * width * 9 * self.hidden)
 
 
 class PooledHead(BaseHead):

@@ -103,16 +103,18 @@ def _misfit(name: str, in_channels: int, image_size: int, error: Exception) -> V
     return ValueError(f"{name} does not take {what} ({why.rstrip('.')}): {advice}.")
 
 
-def preparation(model: nn.Module, metadata: Mapping[str, str], *, channels: int) -> dict[str, Any]:
+def preparation(
+    model: nn.Module, metadata: Mapping[str, str], *, channels: int, config: Mapping[str, Any] | None = None
+) -> dict[str, Any]:
     """How images are prepared for weights of this model, by the recipe's names.
 
-    A file that a run left says under what it was trained; for any other it is the model's own configuration,
-    which has a `crop_mode` too.
+    A file that a run left says under what it was trained; for any other it is the `config` that came with it
+    (timm's ``pretrained_cfg``), or the model's own, which have a `crop_mode` too.
     """
     if "preprocessing" in metadata:
         return json.loads(metadata["preprocessing"])
-    config = resolve_model_data_config(model)
-    found = {key: config[key] for key in (*PREPARATION, "crop_mode")}
+    told = resolve_model_data_config(model, pretrained_cfg=dict(config) if config else None)
+    found = {key: told[key] for key in (*PREPARATION, "crop_mode")}
     if len(found["mean"]) != channels:  # it speaks of colours, and says nothing of such weights
         del found["mean"], found["std"]
     return found

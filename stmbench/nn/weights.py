@@ -4,6 +4,8 @@ Ours are safetensors whose header carries what the weights are. The published ne
 (arXiv:2211.05781) come as pickles ``{"model": state_dict, ...}``; of those, and of any other pickle, only
 tensors, plain containers and an `argparse.Namespace` are read. A pickle that wants anything else is refused.
 Of a file that holds plain and averaged weights, the plain ones (``model``) are taken unless asked.
+Of a detector (ours, or as mmdetection saves them) a classifier takes the backbone; its head stays as it is,
+and so do the norms between levels, which the published detectors do not have.
 """
 
 import argparse
@@ -23,6 +25,7 @@ import torch
 from timm.models import adapt_input_conv, clean_state_dict
 from torch import Tensor, nn
 
+from stmbench.nn import windows
 from stmbench.nn.backbone import resize_position_map
 
 Adapt = Callable[[Mapping[str, Tensor], nn.Module], dict[str, Tensor]]  # foreign weights to a model's own
@@ -76,8 +79,28 @@ _TIMM = {
         (r"\.downsample\.1\.", ".downsample.conv."),
         (r"\.conv_dw\.", ".mixer.conv."),
     ],
+    "stages.0.blocks.0.mlp.dwconv.weight": [  # pvt_v2
+        (r"^patch_embed\.proj\.", "stem.first."),
+        (r"^patch_embed\.norm\.", "stem.norm."),
+        (r"^stages\.", "levels."),
+        (r"\.downsample\.proj\.", ".downsample.conv."),
+        (r"\.attn\.sr\.", ".mixer.reduce.0."),
+        (r"\.attn\.norm\.", ".mixer.reduce.1."),
+        (r"\.attn\.", ".mixer."),
+        (r"\.mlp\.dwconv\.", ".mlp.conv."),
+        (r"^head\.", "head.fc."),
+    ],
 }
-_DERIVED = re.compile(r"\.(relative_position_index|attn_mask)$")  # buffers we make anew
+# How learnt positions of another size become those of a shape
+_POSITIONS: dict[str, Callable[[Tensor, torch.Size], Tensor]] = {
+    "position_map": lambda found, shape: resize_position_map(found, *shape[2:]),
+    "relative_position_bias_table": lambda found, shape: windows.resize_swin(found, shape[0]),
+    "height_rel": lambda found, shape: windows.resize_halo(found, shape[0]),
+    "width_rel": lambda found, shape: windows.resize_halo(found, shape[0]),
+}
+_BACKBONES = ("pyramid.backbone.", "backbone.")  # what the tensors of a detector's backbone begin with
+_NOT_DETECTORS = re.compile(r"^head\.|^levels\.\d+\.norm\.")  # what it may lack of ours
+DERIVED = re.compile(r"\.(relative_position_index|attn_mask)$")  # buffers we make anew
 _POINTWISE = re.compile(r"\.mixer\.(kv|proj_in|proj_out)\.weight$")  # 1x1 convolutions there, linear here
 _LAYER_SCALE = re.compile(r"\.gamma[12]$")  # of many shapes there, one-dimensional here
 
@@ -155,7 +178,7 @@ def convert(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
         return dict(state)
     converted = {}
     for key, value in state.items():
-        if _DERIVED.search(key):
+        if DERIVED.search(key):
             continue
         for pattern, replacement in rules:
             key = re.sub(pattern, replacement, key)
@@ -165,12 +188,27 @@ def convert(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return converted
 
 
+def backbone_of(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The tensors of a detector's backbone, by the names they have without it; {} if it is no detector."""
+    prefix = next((prefix for prefix in _BACKBONES if any(key.startswith(prefix) for key in state)), None)
+    if prefix is None:
+        return {}
+    return {key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)}
+
+
+def completed(state: Mapping[str, Tensor], model: nn.Module) -> dict[str, Tensor]:
+    """A detector's backbone as the whole of a classifier, which keeps of its own what the detector lacks."""
+    own = {key: value for key, value in model.state_dict().items() if _NOT_DETECTORS.match(key)}
+    return own | dict(state)
+
+
 def adapt(state: Mapping[str, Tensor], model: nn.Module) -> dict[str, Tensor]:
-    """`convert`, and position maps resized to those of the model."""
-    state = convert(state)
+    """`convert`, and learnt positions, of maps and of windows, resized to those of the model."""
+    state = convert(backbone_of(state) or state)
     for key, parameter in model.named_parameters():
-        if key.endswith(".position_map") and key in state:
-            state[key] = resize_position_map(state[key], *parameter.shape[2:])
+        resize = _POSITIONS.get(key.rpartition(".")[2])
+        if resize and key in state:
+            state[key] = resize(state[key], parameter.shape)
     return state
 
 
@@ -210,12 +248,15 @@ def load_weights(
     weights the model's names and sizes; its own are for our backbone.
 
     Every key must fit then, but for a classifier of another number of classes: it stays as the model has it.
+    Of a detector, every key of the backbone must.
 
     Raises:
         ValueError: the file cannot be read (see `read_weights`), or holds another network.
     """
-    state, metadata = read_weights(path, ema=ema)
-    state = _adapted(state, model, path, adapt)
+    found, metadata = read_weights(path, ema=ema)
+    state = _adapted(found, model, path, adapt)
+    if backbone_of(found):
+        state = completed(state, model)
     _keep_classifier(state, model)
     _check_fits(state, model, path)
     model.load_state_dict(state)
@@ -231,6 +272,26 @@ def classes_of(path: str | Path, model: nn.Module, *, adapt: Adapt = adapt_input
     state = _adapted(read_weights(path)[0], model, path, adapt)
     heads = (state.get(f"{layer}.weight") for layer in layers(model, "classifier"))
     return next((len(weight) for weight in heads if weight is not None), None)
+
+
+def remarks(path: str | Path, model: nn.Module) -> list[str]:
+    """What a user should know before these weights become those of a network of ours, in a line each.
+
+    Raises:
+        ValueError: the file cannot be read (see `read_weights`).
+    """
+    found = read_weights(path)[0]
+    inside = backbone_of(found)
+    theirs, ours = windows.side(convert(inside or found)), windows.side(model.state_dict())
+    said = []
+    if theirs != ours:
+        advice = f"--set model.window={theirs} takes them as they are"
+        said.append(f"{path} has windows of {theirs}, the network {ours}: positions are resized; {advice}.")
+    if inside:
+        said.append(
+            f"{path} is a detector: its backbone is taken; the head and what else it lacks start anew."
+        )
+    return said
 
 
 def layers(model: nn.Module, role: str) -> tuple[str, ...]:

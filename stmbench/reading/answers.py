@@ -1,4 +1,4 @@
-"""What a run answered, image by image: the predictions that its stage `eval` kept, read and checked.
+"""What a run answered, image by image: the predictions that its stages `eval` and `probe` kept, checked.
 
 Of plain and EMA weights it is the headline's, EMA wherever there are some, as in the leaderboard.
 """
@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from stmbench.record import parts_of
 from stmbench.store import RunRecord, Store
 from stmbench.store.records import ArtifactRecord
 
@@ -31,26 +32,34 @@ class Answers:
         return self.labels.shape == other.labels.shape and bool((self.labels == other.labels).all())
 
 
-def files(store: Store) -> dict[str, ArtifactRecord]:
-    """The file with the predictions of every run that was evaluated, by its id; one query."""
-    found = store.files("eval", "predictions")
-    return {run_id: file for run_id, several in found.items() if (file := headline(several))}
+def files(store: Store, probe: str = "") -> dict[str, ArtifactRecord]:
+    """The file with the predictions of every run that was evaluated, or probed so, by its id; one query."""
+    found = store.files(stage_of(probe), "predictions")
+    return {run_id: file for run_id, several in found.items() if (file := headline(several, probe))}
 
 
-def headline(files: Sequence[ArtifactRecord]) -> ArtifactRecord | None:
-    """Of a run's files the one with its answers; None if it was not evaluated."""
-    kinds = {file.condition: file for file in files if (file.stage, file.kind) == ("eval", "predictions")}
-    return kinds.get("weights=ema") or next(iter(kinds.values()), None)
+def stage_of(probe: str) -> str:
+    """The stage that asks a network itself (""), or a `linear` or `knn` probe of its features."""
+    return "probe" if probe else "eval"
 
 
-def read(run: RunRecord, file: ArtifactRecord | None) -> Answers:
-    """The run's answers.
+def headline(files: Sequence[ArtifactRecord], probe: str = "") -> ArtifactRecord | None:
+    """Of a run's files the one with its answers; None if it was not evaluated, or not probed so."""
+    asked = [file for file in files if (file.stage, file.kind) == (stage_of(probe), "predictions")]
+    parts = [(parts_of(file.condition), file) for file in asked]
+    kinds = {at.get("weights"): file for at, file in parts if at.get("probe", "") == probe}
+    return kinds.get("ema") or next(iter(kinds.values()), None)
+
+
+def read(run: RunRecord, file: ArtifactRecord | None, probe: str = "") -> Answers:
+    """The run's answers, or those of a probe of its features.
 
     Raises:
         ValueError: there are none, or the file is gone, or it is not the one that the run wrote.
     """
     if file is None:
-        raise ValueError(f"{run.id} has no predictions: it was not evaluated.")
+        lacking = "was not probed" if probe else "was not evaluated"
+        raise ValueError(f"{run.id} has no predictions: it {lacking}.")
     path = run.folder / file.path
     try:
         content = path.read_bytes()

@@ -7,13 +7,15 @@ as much of its condition, behind an ``@``, as it takes to mean one number of eac
 - the way of timing, since the rows of one table were timed in one way; of a sweep over batches, the batch;
 - the backend, which keeps no numbers apart.
 
+Some have a short name: `SHORT`.
+
 Seeds are averaged; of several runs with one seed the newest that has the number gives it.
 """
 
 import difflib
 import re
 import statistics
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from stmbench.record import parts_of, without
@@ -22,7 +24,10 @@ from stmbench.store.reading import Kind
 
 _LARGER_IS_BETTER = re.compile(
     r"(.+\.)?(top\d|accuracy|consistency|equivariance)|(.+_)?throughput|(matmul|copy)_share|ceiling\..+"
+    r"|(detect\.)?(box|mask)_a[pr].*"
 )
+SHORT = {"probe": ("probe.top1", {"probe": "linear"}), "knn": ("probe.top1", {"probe": "knn"})}
+"""Columns that a stage is known by: the measurement, with its stage, and what its condition has."""
 _UNSAID = ("backend", "weights")  # parts of a condition that need not be said
 _BATCHES = ("batch", "batches")
 _WEIGHTS = ("ema", "plain")  # that a network is known by: the first kind it has
@@ -77,6 +82,11 @@ def split(text: str) -> list[str]:
     return [part for part in found if part]
 
 
+def known_by(stages: Collection[str]) -> list[str]:
+    """The short names of what these stages measure."""
+    return [short for short, (name, _) in SHORT.items() if name.partition(".")[0] in stages]
+
+
 def descending(name: str) -> bool:
     """Whether larger is better; of most numbers that are no score, smaller is."""
     return bool(_LARGER_IS_BETTER.fullmatch(name))
@@ -104,13 +114,15 @@ class Finder:
         kinds = [kind for kind in measured if _of_this_timing(kind, timed)]
         found = []
         for text, (name, parts) in self._asked.items():
+            _, meant = SHORT.get(text.partition("@")[0], (name, {}))
             called = [kind for kind in kinds if name in (kind.name, f"{kind.stage}.{kind.name}")]
+            called = [kind for kind in called if meant.items() <= parts_of(kind.condition).items()]
             chosen = [kind for kind in called if parts.items() <= parts_of(kind.condition).items()]
             if called and not chosen:
-                raise ValueError(f"Nobody measured '{text}'. {_choices(name, called)}")
+                raise ValueError(f"Nobody measured '{text}'. {_choices(text, called)}")
             if "weights" not in parts:
                 chosen = _known_by(chosen)
-            _check_one(text, name, chosen)
+            _check_one(text, chosen)
             if chosen:
                 self._missing -= {text}
             one = chosen[0] if chosen else Kind("", name, "", "")
@@ -148,7 +160,8 @@ def _parse(text: str) -> tuple[str, dict[str, str]]:
     parts = parts_of(condition)
     if at and len(parts) != len(condition.split(",")):
         raise ValueError(f"Cannot read the column '{text}': it is NAME, or NAME@KEY=VALUE,KEY=VALUE.")
-    return name, parts
+    name, known = SHORT.get(name, (name, {}))
+    return name, known | parts
 
 
 def _of_this_timing(kind: Kind, timed: str) -> bool:
@@ -166,16 +179,16 @@ def _known_by(kinds: Sequence[Kind]) -> list[Kind]:
     return [kind for each in _WEIGHTS for kind in kinds if parts_of(kind.condition).get("weights") == each]
 
 
-def _check_one(text: str, name: str, kinds: Sequence[Kind]) -> None:
-    stages = sorted({kind.stage for kind in kinds})
+def _check_one(text: str, kinds: Sequence[Kind]) -> None:
+    name, stages = text.partition("@")[0], sorted({kind.stage for kind in kinds})
     if len(stages) > 1:
         several = ", ".join(f"{stage}.{name}" for stage in stages)
         raise ValueError(f"The column '{text}' was measured by several stages: choose one of {several}.")
     if len({without(kind.condition, *_UNSAID) for kind in kinds}) > 1:
-        raise ValueError(f"The column '{text}' means several numbers. {_choices(name, kinds)}")
+        raise ValueError(f"The column '{text}' means several numbers. {_choices(text, kinds)}")
 
 
-def _choices(name: str, kinds: Sequence[Kind]) -> str:
+def _choices(text: str, kinds: Sequence[Kind]) -> str:
     """What in their conditions tells the kinds apart, and an example of one."""
     conditions = [parts_of(without(kind.condition, *_UNSAID)) for kind in kinds]
     keys = dict.fromkeys(key for parts in conditions for key in parts)
@@ -190,7 +203,7 @@ def _choices(name: str, kinds: Sequence[Kind]) -> str:
     said = " and ".join(f"{key} ({', '.join(found)})" for key, found in unlike.items())
     example = next((parts for parts in conditions if unlike.keys() <= parts.keys()), conditions[0])
     first = ",".join(f"{key}={example[key]}" for key in unlike if key in example)
-    return f"Choose by {said}, such as {name}@{first}."
+    return f"Choose by {said}, such as {text.partition('@')[0]}@{first}."
 
 
 def _natural(text: str) -> tuple[float, str]:

@@ -1,7 +1,8 @@
 """Is one network more often right than another? Runs against a reference, image by image, with a verdict.
 
 A side is a run, or a network as a leaderboard names it, which stands for all its finished runs: its
-seeds. The statistics are those of `reading.significance`, on the predictions that the stage `eval` kept.
+seeds. The statistics are those of `reading.significance`, on the predictions that the stage `eval` kept, or
+those of the stage `probe`, of its linear classifier or its nearest neighbours.
 The first side is the reference; of several others every p-value is corrected for their number (Holm
 1979), and every interval is at the level its test was held to, so that it excludes zero exactly where the
 verdict is no `inconclusive`.
@@ -24,6 +25,7 @@ from stmbench.reading.answers import Answers
 from stmbench.reading.differences import Cost, Difference, Numbers, settings_of
 from stmbench.reading.holm import holm
 from stmbench.reading.significance import Hits, Interval, Pair, Test, Verdict, hierarchical, paired, verdict
+from stmbench.record import parts_of, without
 from stmbench.store import RunRecord, Store
 from stmbench.store.records import ArtifactRecord
 
@@ -79,12 +81,15 @@ def compare(
     recipe_name: str | None = None,
     data: str | None = None,
     where: str | None = None,
+    probe: str = "",
+    across_recipes: bool = False,
     force: bool = False,
 ) -> Comparison:
     """Compare runs or networks with the first of them.
 
     A name is a run's id, enough of its beginning, or a network (``halo``, ``halo-micro``, ``halo (plain)``);
-    several with commas between are one side. The filters are for networks.
+    several with commas between are one side. The filters are for networks. `probe` asks for answers of the
+    stage probe: `linear` or `knn`. With `across_recipes` other recipes are what is compared, not refused.
 
     Raises:
         ValueError: fewer than two sides, an unknown or ambiguous name, a run on two sides; without `force`
@@ -93,13 +98,13 @@ def compare(
     if len(names) < 2:
         raise ValueError("compare takes two runs or networks, or more: the reference first.")
     finished = selection.finished(store, scale=scale, recipe_name=recipe_name, data=data, where=where)
-    files = answers.files(store)
+    files = answers.files(store, probe)
     sides = [_side(store, name, finished, files) for name in names]
     _check_distinct(sides)
-    problems = [text for side in sides[1:] for text in _unlike(sides[0], side)]
+    problems = [text for side in sides[1:] for text in _unlike(sides[0], side, files, across_recipes)]
     read: list[list[Answers]] = []
     for i, side in enumerate(sides):
-        sides[i], found, missing = _read(side, files)
+        sides[i], found, missing = _read(side, files, probe)
         read.append(found)
         problems += missing
     problems += [
@@ -109,10 +114,10 @@ def compare(
     ]
     if problems and not force:
         raise ValueError(f"Not compared: {'; '.join(problems)}. --force goes on as far as it can.")
-    numbers = store.headline(differences.STAGES, differences.NAMES)
+    numbers = store.headline((*differences.STAGES, "probe"), differences.NAMES)
     runs = [side.runs for side in sides]
     return Comparison(
-        tuple(_scored(side, numbers) for side in sides),
+        tuple(_scored(side, numbers, probe) for side in sides),
         len(read[0][0].hits) if read[0] else None,
         tuple(differences.differences(runs, numbers)),
         tuple(differences.costs(runs, numbers)),
@@ -202,12 +207,12 @@ def _check_distinct(sides: Sequence[Side]) -> None:
 # What is refused
 
 
-def _unlike(reference: Side, side: Side) -> Iterator[str]:
+def _unlike(reference: Side, side: Side, files: Files, across_recipes: bool) -> Iterator[str]:
     old, new = reference.runs[0], side.runs[0]
     if (old.data_name, old.data_fingerprint) != (new.data_name, new.data_fingerprint):
         names = [f"{run.data_name} {run.data_fingerprint[:12]}" for run in (new, old)]
         yield f"{side.name} is of other data than {reference.name} ({names[0]}, not {names[1]})"
-    if old.recipe_digest != new.recipe_digest:
+    if old.recipe_digest != new.recipe_digest and not across_recipes:
         names = [f"{run.recipe_name} {run.recipe_digest}" for run in (new, old)]
         changed = sorted({key for key, _ in set(settings_of(new)) - set(settings_of(old))})
         changed = [key for key in changed if key.startswith(_MATTERS)]
@@ -216,15 +221,18 @@ def _unlike(reference: Side, side: Side) -> Iterator[str]:
         yield f"{side.name} followed another recipe than {reference.name} ({two}: {keys})"
     if old.preprocessing != new.preprocessing:
         yield f"{side.name} was shown images prepared otherwise than {reference.name}"
+    asked = [without(files[run.id].condition, "weights") for run in (new, old) if run.id in files]
+    if len(set(asked)) > 1:
+        yield f"{side.name} was probed otherwise than {reference.name} ({asked[0]}, not {asked[1]})"
 
 
-def _read(side: Side, files: Files) -> tuple[Side, list[Answers], list[str]]:
+def _read(side: Side, files: Files, probe: str) -> tuple[Side, list[Answers], list[str]]:
     """The side without runs that have no answers, if others have some; those; and what is wrong."""
     found: dict[str, Answers] = {}
     problems = []
     for run in side.runs:
         try:
-            found[run.id] = answers.read(run, files.get(run.id))
+            found[run.id] = answers.read(run, files.get(run.id), probe)
         except ValueError as error:
             problems.append(str(error).removesuffix("."))
     kept = list(found.values())
@@ -237,14 +245,16 @@ def _read(side: Side, files: Files) -> tuple[Side, list[Answers], list[str]]:
 # Numbers
 
 
-def _scored(side: Side, numbers: Numbers) -> Side:
+def _scored(side: Side, numbers: Numbers, probe: str) -> Side:
     """The side with its top-1, EMA weights' wherever there are some."""
     kinds, top1 = [], []
     for run in side.runs:
-        scores = [m for m in numbers.get(run.id, ()) if (m.stage, m.name) == ("eval", "top1")]
-        found = {m.condition: m.value for m in scores}
-        kinds.append("ema" if "weights=ema" in found else "plain")
-        top1.append(found.get(f"weights={kinds[-1]}"))
+        asked = (answers.stage_of(probe), "top1")
+        scores = [m for m in numbers.get(run.id, ()) if (m.stage, m.name) == asked]
+        parts = [(parts_of(m.condition), m.value) for m in scores]
+        found = {at.get("weights"): value for at, value in parts if at.get("probe", "") == probe}
+        kinds.append("ema" if "ema" in found else "plain")
+        top1.append(found.get(kinds[-1]))
     return Side(side.name, side.runs, tuple(top1), tuple(kinds))
 
 

@@ -15,6 +15,8 @@ several runs with the same seed the newest that has a number gives it. What is r
 what another draw of test images could have given. Seeds share their test images, so more seeds do not narrow
 it; their own spread is the standard deviation beside the mean.
 
+Detectors, the runs of recipes with the stage `detect`, have box and mask AP in the place of top-1.
+
 Rows share a rank where they cannot be told apart: by top-1 as `reading.ties` tests it, by any other column
 where the values are equal.
 """
@@ -34,7 +36,7 @@ from stmbench.reading import selection
 from stmbench.reading import where as filters
 from stmbench.reading.columns import Column, Finder, averaged
 from stmbench.reading.front import front
-from stmbench.reading.rows import COLUMNS, NAMES, SHARED, Group, Row
+from stmbench.reading.rows import COLUMNS, DETECTION, NAMES, SHARED, Group, Row
 from stmbench.reading.ties import MOST_READ, Scored, Ties
 from stmbench.store import RunRecord, Store
 from stmbench.store.records import Summary
@@ -45,6 +47,7 @@ _NUMBERS = tuple(name for name in COLUMNS if name not in (*_TEXTS, "rank", "tied
 _DESCENDING = {"throughput", "top1", "top1_low", "top1_high", "images", "seeds"}
 _FIELDS = dict.fromkeys((*SHARED[: SHARED.index("ranked_by")], *_TEXTS), str) | dict.fromkeys(_NUMBERS, float)
 _FIELDS["disturbed"] = bool
+_DETECTION_IMAGES = "detect.images"  # test images behind the AP
 
 
 def rank(
@@ -69,7 +72,7 @@ def rank(
     for which a `reading.where` expression of their and their groups' columns, or of measurements, holds.
     `columns` are of rows, or measurements as `reading.columns` names them. `published` puts the paper's
     results beside. `pareto` keeps the rows on the front of top-1 against a column. A minus before `sort`
-    turns its order round.
+    turns its order round. Of detectors box AP is what top-1 is of others.
 
     Raises:
         ValueError: an unknown column, with the nearest, or an ambiguous one, with the choices; an unknown
@@ -77,16 +80,17 @@ def rank(
     """
     boards = _boards(store, only, (mixer, scale, recipe_name, data, device))
     by, cost = (NAMES.get(name, name) for name in (sort.removeprefix("-"), pareto or ""))
-    papers = tuple(column.text for column in paper.COLUMNS) if published else ()
+    papers = tuple(column.text for column in (*paper.COLUMNS, *paper.DETECTION)) if published else ()
     condition = None if where is None else filters.parse(where, _FIELDS, NAMES, numbers=True)
-    asked = [name for name in columns if name not in {*COLUMNS, *SHARED, *NAMES, *NAMES.values(), *papers}]
+    named = [NAMES.get(name, name) for name in columns]
+    asked = [name for name in named if name not in {*COLUMNS, *SHARED, "interval", *papers}]
     asked += [by] * (by not in (*_NUMBERS, *_TEXTS, *papers))
     asked += [cost] * (cost not in (*_NUMBERS, *papers, ""))
     asked += sorted(condition.fields - {*_FIELDS, *papers}) if condition else []
     _measure(store, boards, dict.fromkeys(asked))
     for board in boards:
         if published:
-            board.compare_with_the_paper()
+            board.compare_with_the_paper(store)
         if condition:
             board.keep(condition)
     paired = sum(len(one.evaluated) for board in boards for one in board.networks) <= MOST_READ
@@ -120,18 +124,37 @@ class _Board:
     columns: tuple[Column, ...] = ()
     notes: tuple[str, ...] = ()
 
+    @property
+    def detects(self) -> bool:
+        """Whether its networks are detectors."""
+        return "detect" in self.run.recipe_values.get("stages", ())
+
+    @property
+    def score(self) -> str:
+        """The column that its networks are known by."""
+        return DETECTION[0] if self.detects else "top1"
+
+    @property
+    def runs(self) -> list[str]:
+        return [run for network in self.networks for run, _ in network.members]
+
     def measure(self, finder: Finder) -> None:
         """Add the columns of measurements to the rows."""
-        runs = [run for network in self.networks for run, _ in network.members]
+        runs, there = self.runs, {column.text for column in self.columns}
         for column, kinds in finder.columns(runs, next(filter(None, self.conditions), "")):
+            if column.text in there:
+                continue
             self.columns += (column,)
             values = finder.values(runs, kinds)
             for network in self.networks:
                 if number := averaged(values, network.members):
                     network.row.more[column.text] = number
 
-    def compare_with_the_paper(self) -> None:
+    def compare_with_the_paper(self, store: Store) -> None:
         """Add the paper's results to the rows, or say why they cannot be compared."""
+        if self.detects:
+            self._compare_detectors(store)
+            return
         self.columns += paper.COLUMNS
         images = [network.row.images for network in self.networks if network.row.images]
         self.notes += (paper.note(self.run, images),)
@@ -139,6 +162,18 @@ class _Board:
             for row in (network.row for network in self.networks):
                 row.more.update(
                     paper.beside(row.mixer, row.design, row.scale, row.top1, row.top1_low, row.top1_high)
+                )
+
+    def _compare_detectors(self, store: Store) -> None:
+        self.columns += paper.DETECTION
+        finder = Finder(store, [_DETECTION_IMAGES])
+        [(_, kinds)] = finder.columns(self.runs, "")
+        images = set(finder.values(self.runs, kinds).values())
+        self.notes += (paper.detection_note(self.run, images),)
+        if paper.detection_comparable(self.run, images):
+            for row in (network.row for network in self.networks):
+                row.more.update(
+                    paper.detection_beside(row.mixer, row.design, row.scale, row.value(DETECTION[0]))
                 )
 
     def keep(self, condition: filters.Expression) -> None:
@@ -151,11 +186,13 @@ class _Board:
         ]
 
     def group(self, by: str, backwards: bool, cost: str, ties: Ties, limit: int | None) -> Group:
+        by = self.score if by == "top1" else by
         descending = _DESCENDING | {column.text for column in self.columns if column.descending}
         rows, notes = _ranked(self.networks, by, (by in descending) != backwards, ties), self.notes
         if cost:
-            kept = _on_front(rows, cost, cost in descending)
-            notes += (f"the Pareto front of top-1 against {cost}: {len(kept)} of {len(rows)}",)
+            kept = _on_front(rows, self.score, cost, cost in descending)
+            score = "box AP" if self.detects else "top-1"
+            notes += (f"the Pareto front of {score} against {cost}: {len(kept)} of {len(rows)}",)
             rows = kept
         return Group(
             **_shared(self.run, self.conditions),
@@ -203,8 +240,10 @@ def _boards(store: Store, only: Collection[str] | None, chosen: Sequence[str | N
 
 
 def _measure(store: Store, boards: Sequence[_Board], asked: Iterable[str]) -> None:
-    finder = Finder(store, asked)
+    finder, scores = Finder(store, asked), Finder(store, DETECTION)
     for board in boards:
+        if board.detects:
+            board.measure(scores)
         board.measure(finder)
     runs = [run for board in boards for network in board.networks for run, _ in network.members]
     if runs:
@@ -328,9 +367,9 @@ def _ranked(networks: list[_Network], by: str, descending: bool, ties: Ties) -> 
     return ranked + [network.row for network in networks if network.row.value(by) is None]
 
 
-def _on_front(rows: Sequence[Row], cost: str, descending: bool) -> list[Row]:
-    """The rows that no other has as much top-1 as for as little."""
+def _on_front(rows: Sequence[Row], score: str, cost: str, descending: bool) -> list[Row]:
+    """The rows of which no other has as much of the score for as little."""
     sign = -1 if descending else 1
-    known = [row for row in rows if row.top1 is not None and row.value(cost) is not None]
-    kept = set(front([(sign * row.value(cost), row.top1 or 0.0) for row in known]))
+    known = [row for row in rows if row.value(score) is not None and row.value(cost) is not None]
+    kept = set(front([(sign * row.value(cost), row.value(score)) for row in known]))
     return [row for i, row in enumerate(known) if i in kept]

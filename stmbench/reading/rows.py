@@ -59,7 +59,14 @@ class Group:
     notes: tuple[str, ...] = ()
     rows: tuple[Row, ...]
 
+    @property
+    def detects(self) -> bool:
+        """Whether its networks are detectors, known by their AP."""
+        return any(name in row.more for row in self.rows for name in DETECTION)
 
+
+DETECTION = ("box_ap", "mask_ap")
+"""Measurements that detectors are known by, the first ranks them; columns of every group of theirs."""
 COLUMNS = tuple(each.name for each in dataclasses.fields(Row) if each.name != "more")
 SHARED = tuple(
     each.name for each in dataclasses.fields(Group) if each.name not in ("columns", "notes", "rows")
@@ -88,13 +95,15 @@ NAMES = {
     "images/s": "throughput",
     "top-1": "top1",
     "95 %": "interval",
+    "box AP": "box_ap",
+    "mask AP": "mask_ap",
 }
 """Other names of columns: what heads them."""
 
 
 def types(groups: Sequence[Group]) -> dict[str, type]:
     """What the records of these groups have, in order, and the types of the values that are there."""
-    more = {name: kind for group in groups[:1] for column in group.columns for name, kind in column.types}
+    more = {name: kind for group in groups for column in group.columns for name, kind in column.types}
     return _TYPES | more
 
 

@@ -8,7 +8,7 @@ from typing import Any
 from stmbench.reading import published, readable
 from stmbench.reading.columns import Column, Number
 from stmbench.reading.readable import DASH, amount, macs
-from stmbench.reading.rows import COLUMNS, NAMES, Group, Row
+from stmbench.reading.rows import COLUMNS, DETECTION, NAMES, Group, Row
 from stmbench.record import parts_of
 from stmbench.store import RunRecord
 
@@ -26,9 +26,14 @@ _HEADERS = {
     "published": "published %",
     "original": "original %",
     "difference": "difference",
+    "box_ap": "box AP",
+    "mask_ap": "mask AP",
+    "published_box_ap": "published box AP",
+    "published_mask_ap": "published mask AP",
 }
 SHOWN = ("mixer", "scale", "parameters", "macs", "latency", "throughput", "top1", "interval", "seeds")
 """The columns of a table unless others are asked for."""
+_OF_DETECTORS = (*SHOWN[: SHOWN.index("top1")], *DETECTION, "seeds")
 HEADERS = ("#", *(_HEADERS.get(name, name) for name in SHOWN))
 TEXTS = (
     "mixer",
@@ -43,11 +48,12 @@ TEXTS = (
 
 def shown(group: Group, asked: Sequence[str] = ()) -> tuple[str, ...]:
     """The columns of a group's table: those asked for, and whatever else the group has."""
-    names = [NAMES.get(name, name) for name in asked] or list(SHOWN)
     filled = {text for row in group.rows for text in row.more}
-    paper = {column.text for column in published.COLUMNS}
+    usual = [name for name in _OF_DETECTORS if name not in DETECTION or name in filled]
+    names = [NAMES.get(name, name) for name in asked] or (usual if group.detects else SHOWN)
+    paper = {column.text for column in (*published.COLUMNS, *published.DETECTION)}
     more = [column.text for column in group.columns if column.text in filled or column.text not in paper]
-    return tuple(dict.fromkeys([*names, *more]))
+    return tuple(dict.fromkeys([*names, *(name for name in more if name not in DETECTION)]))
 
 
 def headers(group: Group, names: Sequence[str]) -> tuple[str, ...]:
@@ -103,6 +109,16 @@ def _published(design: str) -> Callable[[Row], str]:
     return lambda row: f"{row.more[design].value:.1f}" if design in row.more else ""
 
 
+def _ap(name: str) -> Callable[[Row], str]:
+    def cell(row: Row) -> str:
+        number = row.more.get(name)
+        return (
+            f"{number.value:.2f}" + (f" ±{number.sd:.2f}" if number.sd is not None else "") if number else ""
+        )
+
+    return cell
+
+
 def _latency(row: Row) -> str:
     ms = row.latency
     return "" if ms is None else (f"{ms:.3g} ms" if ms < 100 else f"{ms:,.0f} ms") + DISTURBED * row.disturbed
@@ -128,6 +144,10 @@ _CELLS: dict[str, Callable[[Row], str]] = {
     "runs": lambda row: " ".join(row.runs),
     "published": _published("published"),
     "original": _published("original"),
+    "box_ap": _ap("box_ap"),
+    "mask_ap": _ap("mask_ap"),
+    "published_box_ap": _published("published_box_ap"),
+    "published_mask_ap": _published("published_mask_ap"),
     "difference": _difference,
 }
 
@@ -139,7 +159,12 @@ def network(of: RunRecord | Row, mixer: str = "") -> str:
     """
     name = f"{mixer or of.mixer}{readable.design(of.design)}"
     forced = f" ({of.backend})" if of.backend else ""
-    return name + forced + (f" from {Path(of.weights).name}" if of.weights else "")
+    return name + forced + (f" from {_origin(Path(of.weights))}" if of.weights else "")
+
+
+def _origin(weights: Path) -> str:
+    """The file, or of a file that a run left the run."""
+    return weights.parent.name if weights.name in ("ema.safetensors", "plain.safetensors") else weights.name
 
 
 def caption(group: Group) -> str:

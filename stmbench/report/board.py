@@ -24,6 +24,7 @@ _COLUMNS = {
     "latency": ("latency", "ascending"),
     "images/s": ("throughput", "descending"),
 }
+_OF_DETECTORS = {"box AP": ("box_ap", "descending"), "mask AP": ("mask_ap", "descending")}
 _TEXTS = ("mixer", "scale")
 
 
@@ -31,7 +32,7 @@ def leaderboard(groups: Sequence[Group], looks: Looks, runs: Mapping[str, RunRec
     """The section; `runs` are those of the rows, by id."""
     lead = (
         "Finished runs, means over seeds. Only what was measured alike stands in one table. Top-1 with its "
-        "95 % interval over test images; rows that cannot be told apart share a rank."
+        "95 % interval over test images; rows that cannot be told apart share a rank. Detectors by box AP."
     )
     articles = "".join(_article(i, group, looks, runs) for i, group in enumerate(groups))
     return section("leaderboard", "Leaderboard", lead, articles)
@@ -40,12 +41,12 @@ def leaderboard(groups: Sequence[Group], looks: Looks, runs: Mapping[str, RunRec
 def _article(number: int, group: Group, looks: Looks, runs: Mapping[str, RunRecord]) -> str:
     heads = [
         header(name, numeric=name not in _TEXTS, first=first, now="ascending" if name == _RANK else "none")
-        for name, (_, first) in _COLUMNS.items()
+        for name, (_, first) in _columns(group).items()
     ]
     heads.append('<th scope="col">runs, by seed</th>')
     ends = [end for row in group.rows for end in (row.top1_low, row.top1_high) if end is not None]
     span = (min(ends), max(ends)) if ends else (0.0, 1.0)
-    rows = [_row(row, span, looks, runs) for row in group.rows]
+    rows = [_row(row, group, span, looks, runs) for row in group.rows]
     content = table(
         tables.caption(group),
         heads,
@@ -58,11 +59,24 @@ def _article(number: int, group: Group, looks: Looks, runs: Mapping[str, RunReco
     return article(origin(group), content, recipe=group.recipe)
 
 
-def _row(row: Row, span: tuple[float, float], looks: Looks, runs: Mapping[str, RunRecord]) -> str:
-    texts = dict(zip(tables.HEADERS, tables.cells(row), strict=True))
+def _columns(group: Group) -> Mapping[str, tuple[str, str]]:
+    """Those of the table; of detectors AP stands in the place of top-1 and its interval."""
+    if not group.detects:
+        return _COLUMNS
+    usual = list(_COLUMNS.items())
+    at = list(_COLUMNS).index("top-1 %")
+    return dict([*usual[:at], *_OF_DETECTORS.items(), *usual[at + 2 :]])
+
+
+def _row(
+    row: Row, group: Group, span: tuple[float, float], looks: Looks, runs: Mapping[str, RunRecord]
+) -> str:
+    columns = _columns(group)
+    names = [column if name != _INTERVAL else "interval" for name, (column, _) in columns.items()][1:]
+    texts = dict(zip(columns, tables.cells(row, group, names), strict=True))
     cells = []
-    for name, (column, _) in _COLUMNS.items():
-        value = place(row)[1] if name == "scale" else getattr(row, column)
+    for name, (column, _) in columns.items():
+        value = place(row)[1] if name == "scale" else row.value(column)
         sort = attributes(data_value=value, class_=None if name in _TEXTS else "number")
         text = _aligned(texts[name])
         if name == "mixer":

@@ -17,6 +17,7 @@ from torch import nn
 import stmbench.data
 from stmbench.measure.count import Count, count, declared
 from stmbench.mixers import backends
+from stmbench.nn.detector import Detector
 from stmbench.record import Event, Job, Macs, Measurement, condition
 from stmbench.training import network
 
@@ -32,6 +33,9 @@ def run(job: Job) -> Iterator[Event]:
         RuntimeError: the accounts of the MACs differ by more than 1 %, all of them yielded by then; or the
             network cannot be counted, its closed form yielded by then.
     """
+    if job.recipe.detects:
+        yield from _detector(job)
+        return
     info = stmbench.data.find(job.data)
     model = network.make(job, info.num_classes, device="cpu").eval()
     backends.force(model, backends.PLAIN)  # it is counted here, not timed
@@ -49,6 +53,43 @@ def run(job: Job) -> Iterator[Event]:
     yield from _accounts(counted, at)
     yield from _measure("activations", activations(model, (channels, size, size)), "", at)
     counted.check()
+
+
+def _detector(job: Job) -> Iterator[Event]:
+    """The same of a detector: the backbone, the neck and each head apart.
+
+    The heads' MACs are their closed forms alone, for as many boxes as the recipe has at most.
+    """
+    info = stmbench.data.find_detection(job.data)
+    model = network.detector(job, info.num_classes, masks=info.has_masks, device="cpu").eval()
+    pyramid, (channels, height, width) = model.pyramid, network.image_shape(job.recipe)
+    backends.force(pyramid, backends.PLAIN)
+    yield from _measure("parameters", detector_parameters(model), "", "")
+    counted = count(pyramid, (channels, height, width))
+    heads = {f"heads.{name}": form.total for name, form in model.head_macs(height, width).items()}
+    neck = sum(part.macs for part in counted.parts if part.name == "neck")
+    forms = declared(pyramid, height, width)
+    whole = sum(form.total for form in forms.values()) if forms else counted.macs
+    boxes = {"proposals": job.recipe.detect.proposals, "detections": job.recipe.detect.detections}
+    at = condition(height=height, width=width, **boxes)
+    yield from _measure("macs", {"backbone": whole - neck, "neck": neck, **heads}, "MACs", at)
+    yield Measurement("build", "macs.heads", sum(heads.values()), "MACs", at)
+    yield from _accounts(counted, condition(height=height, width=width))
+    counted.check()
+
+
+def detector_parameters(model: Detector) -> dict[str, int]:
+    """Learnt parameters of the backbone, the neck and each head."""
+    heads = model.roi_heads
+    parts = {
+        "backbone": [model.pyramid.backbone],
+        "neck": [model.pyramid.neck],
+        "heads.rpn": [model.rpn],
+        "heads.box": [heads.box_head, heads.box_predictor],
+        "heads.mask": [heads.mask_head, heads.mask_predictor] if heads.has_mask() else [],
+    }
+    sums = {name: sum(p.numel() for each in of for p in each.parameters()) for name, of in parts.items()}
+    return {name: number for name, number in sums.items() if number}
 
 
 def _measure(name: str, parts: Mapping[str, int], unit: str, at: str) -> Iterator[Measurement]:

@@ -4,7 +4,7 @@ Every image's label and five best classes are kept as an artifact, in the data s
 runs can later be compared image by image. Images that cannot be decoded are left out and counted.
 """
 
-from collections.abc import Generator, Iterator
+from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,6 +14,7 @@ from torch import nn
 from torch.nn import functional as F
 
 import stmbench.data
+from stmbench import world
 from stmbench.record import Artifact, Event, Job, Measurement, Note, Progress, condition
 from stmbench.training import network
 
@@ -48,7 +49,9 @@ class Predictions:
 def run(job: Job) -> Iterator[Event]:
     """Yield the numbers of each set of weights the run has, and its predictions as an artifact."""
     info = stmbench.data.find(job.data)
-    loader = stmbench.data.eval_loader(info, job.recipe, device=job.device)
+    loader = stmbench.data.eval_loader(
+        info, job.recipe, device=job.device, rank=world.rank(), world=world.size()
+    )
     for kind, model in network.trained(job, info):
         yield from network.taken(job, model, "eval")
         predictions = yield from predict(job, model, loader, f"eval {kind}")
@@ -56,7 +59,8 @@ def run(job: Job) -> Iterator[Event]:
         for name, (value, unit) in predictions.numbers().items():
             yield Measurement("eval", name, value, unit, at)
         path = job.folder / f"predictions_{kind}.npz"
-        save(path, predictions, info.num_classes)
+        if world.is_main():
+            save(path, predictions, info.num_classes)
         yield Artifact("eval", "predictions", path, at)
         yield from left_out("eval", int((~predictions.readable).sum()), len(predictions.labels))
 
@@ -64,7 +68,10 @@ def run(job: Job) -> Iterator[Event]:
 def predict(
     job: Job, model: nn.Module, loader: stmbench.data.Loader, text: str, stage: str = "eval"
 ) -> Generator[Event, None, Predictions]:
-    """Yield progress and return `Predictions`: ``predictions = yield from predict(...)``."""
+    """Yield progress and return `Predictions`: ``predictions = yield from predict(...)``.
+
+    Where each process has its share of the images, every one of them gets all predictions.
+    """
     model.eval()
     batches: list[tuple[torch.Tensor, torch.Tensor, torch.Tensor]] = []
     size = job.recipe.eval.batch_size
@@ -76,9 +83,20 @@ def predict(
                 top5 = logits.topk(min(5, logits.shape[1])).indices
             batches.append((labels, top5, losses))  # on the device: nothing waits for it before the end
             yield Progress(stage, text, done, len(loader))
-    loader.dataset.check_skipped()
-    labels, top5, losses = (torch.cat(part).cpu().numpy() for part in zip(*batches, strict=True))
+    loader.check_skipped()
+    own = [torch.cat(part).cpu().numpy() for part in zip(*batches, strict=True)]
+    shares = world.gather(own) if loader.world > 1 else [own]
+    shares = [share for share in shares if share]  # of fewer images than processes some get none
+    labels, top5, losses = (_dealt(parts) for parts in zip(*shares, strict=True))
     return Predictions(labels, top5, np.where(labels == UNREADABLE, np.nan, losses))
+
+
+def _dealt(shares: Sequence[np.ndarray]) -> np.ndarray:
+    """What was dealt out one by one, in its order again."""
+    whole = np.empty((sum(map(len, shares)), *shares[0].shape[1:]), shares[0].dtype)
+    for rank, share in enumerate(shares):
+        whole[rank :: len(shares)] = share
+    return whole
 
 
 def left_out(stage: str, skipped: int, total: int, of: str = "") -> Iterator[Note]:

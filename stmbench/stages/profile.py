@@ -14,19 +14,20 @@ import itertools
 import json
 import math
 import statistics
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
+from torch import nn
 
-import stmbench.data
 from stmbench.measure import ceilings, count, protocol, roofline
 from stmbench.measure.process import WorkerError
 from stmbench.measure.protocol import Attempt
 from stmbench.measure.setting import AUTOCAST, Rates, Setting, check
 from stmbench.measure.statistics import summarise
 from stmbench.measure.worker import Worker
+from stmbench.nn.detector import Detector
 from stmbench.nn.timm_models import is_timm
 from stmbench.nn.weights import write_whole
 from stmbench.record import Artifact, Event, Job, Measurement, Note, Progress, condition
@@ -55,7 +56,7 @@ def _events(job: Job) -> Iterator[Event]:
     if job.device.startswith("cuda"):  # what earlier stages hold in this process, the measured ones lack
         gc.collect()
         torch.cuda.empty_cache()
-    session = _Session(job, stmbench.data.find(job.data).num_classes)
+    session = _Session(job, *network.makers(job))
     yield from _ceilings(session)
     yield from _count(session)
     for way in session.ways:
@@ -70,7 +71,8 @@ class _Session:
     """What the settings of one run share, and what has been found so far."""
 
     job: Job
-    classes: int
+    make: Callable[..., nn.Module]  # the network
+    make_control: Callable[..., nn.Module]  # the same around the identity
     matmul: dict[str, float | None] = field(default_factory=dict)  # ceilings in MACs/s, by precision
     copy: float | None = None  # ceiling in bytes/s
     no_ceilings: str = ""  # why some are not known
@@ -87,11 +89,11 @@ class _Session:
     @property
     def ways(self) -> list[Setting]:
         """Inference at batch 1 in every precision, execution and memory format."""
-        job, profile, data = self.job, self.job.recipe.profile, self.job.recipe.data
+        job, profile = self.job, self.job.recipe.profile
         own = network.precision(job.recipe, job.device)
         precisions: Any = dict.fromkeys(own if name == "auto" else name for name in profile.precisions)
         lists = (precisions, dict.fromkeys(profile.executions), dict.fromkeys(profile.memory_formats))
-        shape = (data.channels, data.image_size, data.image_size)
+        shape = network.image_shape(job.recipe)
         return [
             Setting(batch=1, shape=shape, device=job.device, precision=p, execution=e, memory_format=m)
             for p, e, m in itertools.product(*lists)
@@ -132,7 +134,7 @@ class _Session:
             format=setting.memory_format,
             precision=setting.precision,
             protocol=protocol.name(self.job.recipe.profile.samples),
-            size=setting.shape[1],
+            size="x".join(map(str, dict.fromkeys(setting.shape[1:]))),  # one number for a square
             threads=torch.get_num_threads(),
             torch=_TORCH,
         )
@@ -174,14 +176,22 @@ def _ceiling_at(device: str, **precision: str) -> str:
 def _count(session: _Session) -> Iterator[Event]:
     yield session.progress("MACs and bytes of an image")
     shape = session.ways[0].shape
-    model = network.make(session.job, session.classes, device="cpu")
+    model = session.make(device="cpu")
     try:
-        session.macs = count.count(model, shape).macs
+        session.macs = _macs(model, shape)
         for precision in session.matmul:
             dtype = AUTOCAST.get(precision, torch.float32)
             session.traffic[precision] = count.traffic(model, shape, dtype)
     except Exception as error:  # whatever a network does to who traces it, its times are as true
         yield Note("profile", f"Shares of the ceilings are left out, MACs cannot be counted: {error}")
+
+
+def _macs(model: nn.Module, shape: count.Shape) -> int:
+    """Of one image; a detector's heads at as many boxes as there can be."""
+    if not isinstance(model, Detector):
+        return count.count(model, shape).macs
+    heads = model.head_macs(*shape[1:]).values()
+    return count.count(model.pyramid, shape).macs + sum(form.total for form in heads)
 
 
 def _measure(session: _Session, way: Setting) -> Iterator[Event]:
@@ -265,7 +275,7 @@ def _attempt(
     session: _Session, setting: Setting, control: bool, again: str
 ) -> Generator[Event, None, Attempt]:
     job, samples = session.job, session.job.recipe.profile.samples
-    make = functools.partial(network.twin if control else network.make, job, session.classes)
+    make = session.make_control if control else session.make
     optimizer = functools.partial(make_optimizer, protocol=job.recipe, device=job.device)
     text = _text(setting, control) + again
     yield session.progress(text)
@@ -386,7 +396,8 @@ def _conclude(session: _Session) -> Iterator[Note]:
     """What the reader must know of the whole; RuntimeError when nothing was measured."""
     own = [attempt for attempt in session.kept if not attempt.control]
     if not any(attempt.round for attempt in own):
-        advice = "A smaller --scale, or a smaller --set data.image_size=N, may do"
+        key = "detect.image_size=[H,W]" if session.job.recipe.detects else "data.image_size=N"
+        advice = f"A smaller --scale, or a smaller --set {key}, may do"
         if "eager" not in session.job.recipe.profile.executions:
             advice = "Try --set 'profile.executions=[\"eager\"]'"
         raise RuntimeError(f"No setting could be measured: {own[0].error}. {advice}.")

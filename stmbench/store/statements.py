@@ -15,7 +15,7 @@ from sqlalchemy import Connection, Row, Table, insert, select, update
 from stmbench.record import Measurement
 from stmbench.store import database, process, tables
 from stmbench.store.records import NewRun, RunRecord, State, Summary
-from stmbench.store.summary import NUMBERS, summaries
+from stmbench.store.summary import ALONE, NUMBERS, summaries
 
 
 def create(connection: Connection, new: NewRun) -> str:
@@ -71,7 +71,7 @@ def _free_id(connection: Connection, stem: str) -> str:
 def summaries_of(connection: Connection, run: RunRecord) -> Iterator[Summary]:
     if run.state != "done":
         return
-    stages, names = ({key[i] for key in NUMBERS} for i in (0, 1))
+    stages, names = ({key[i] for key in (*NUMBERS, *ALONE)} for i in (0, 1))
     of_run = tables.measurement.c.run == run.id
     found = measurements(connection, of_run, *final(sorted(stages), sorted(names)))[run.id]
     yield from summaries(run, sorted(found, key=lambda m: (m.stage, m.name, m.condition)))

@@ -27,6 +27,7 @@ NUMBERS = {
     ("eval", "top1"): "top1",
     ("eval", "images"): "images",
 }
+ALONE = (("probe", "top1"), ("detect", "box_ap"))  # no numbers of a row, but a run that has one is a row
 NETWORK = ("mixer", "scale", "design", "weights", "weights_sha256", "preprocessing", "backend")
 """Columns of a run that name its network: weights that are fed otherwise answer otherwise."""
 PROTOCOL = (
@@ -61,7 +62,7 @@ def summaries(run: RunRecord, measurements: Sequence[Measurement]) -> Iterator[S
             conditions[way][name] = without(m.condition, "backend")
     for way, found in conditions.items():
         yield _summary(run, found, fixed | timed[way])
-    if fixed and not conditions:
+    if not conditions and (fixed or any((m.stage, m.name) in ALONE for m in measurements)):
         yield _summary(run, {}, fixed)
 
 

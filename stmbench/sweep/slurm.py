@@ -8,7 +8,7 @@ second job finds the run claimed and ends.
 import pickle
 import tempfile
 import time
-from collections.abc import Generator, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,7 +21,14 @@ from stmbench.sweep.work import Ended, Outcome, Task, Told, work
 if TYPE_CHECKING:
     import submitit
 
-_SHARED = {"time": "timeout_min", "gpus": "gpus_per_node", "cpus": "cpus_per_task", "memory_gb": "mem_gb"}
+_SHARED = {
+    "time": "timeout_min",
+    "gpus": "gpus_per_node",
+    "cpus": "cpus_per_task",
+    "memory_gb": "mem_gb",
+    "nodes": "nodes",
+    "tasks_per_node": "tasks_per_node",
+}
 Job = Any  # submitit.Job[Outcome]
 
 
@@ -64,22 +71,73 @@ def check(sweep: Sweep, jobs: int | None) -> None:
 
 
 def _executor(folder: Path, sweep: Sweep, jobs: int | None) -> "submitit.AutoExecutor":
-    try:
-        import submitit
-    except ModuleNotFoundError:
-        raise ValueError("--executor slurm needs submitit: pip install 'stmbench[slurm]'.") from None
     options = dict(sweep.slurm)
     if "time" not in options:
         raise ValueError("[slurm] needs time = MINUTES: how long the job of one run may take.")
-    made = submitit.AutoExecutor(folder / "%j", cluster=options.pop("cluster", "slurm"))
-    named = {_SHARED.get(key, f"slurm_{key}"): value for key, value in options.items()}
     if jobs:
-        named["slurm_array_parallelism"] = jobs
+        options["array_parallelism"] = jobs
+    return cluster_executor(folder / "%j", f"stmbench-{sweep.name}", options)
+
+
+def cluster_executor(
+    folder: Path, name: str, options: Mapping[str, Any], *, ends: int = 3
+) -> "submitit.AutoExecutor":
+    """What submits jobs that are given `options`, in the words of a sweep's [slurm] section.
+
+    A job whose time runs out is queued again up to `ends` times.
+
+    Raises:
+        ValueError: submitit is missing, or a job cannot have such an option.
+        RuntimeError: there is no Slurm here.
+    """
+    submitit = _submitit()
+    limits = {f"{cluster}_max_num_timeout": ends for cluster in ("slurm", "local")}
     try:
-        made.update_parameters(name=f"stmbench-{sweep.name}", **named)
-    except (NameError, AssertionError, TypeError, ValueError) as error:
-        raise ValueError(f"[slurm]: {str(error).splitlines()[0]}") from None
+        made = submitit.AutoExecutor(folder, cluster=options.get("cluster", "slurm"), **limits)
+    except RuntimeError:
+        raise RuntimeError("There is no Slurm here (no `srun`): submit from a machine that has it.") from None
+    _update(made, {"name": name, **_named(options)})
     return made
+
+
+def script(folder: Path, name: str, options: Mapping[str, Any]) -> str:
+    """The sbatch script that would be submitted, whether there is Slurm here or not.
+
+    Raises:
+        ValueError: as `cluster_executor`.
+    """
+
+    class Shown(_submitit().SlurmExecutor):
+        @classmethod
+        def affinity(cls) -> int:  # it looks for Slurm here, which nothing is asked of
+            return 1
+
+    with tempfile.TemporaryDirectory() as scratch:
+        made = Shown(scratch)
+        named = {key.removeprefix("slurm_"): value for key, value in _named(options).items()}
+        _update(made, made._convert_parameters({"name": name, **named}))
+        made.folder = folder
+        return made._make_submission_file_text(made._submitit_command_str, "")
+
+
+def _submitit() -> Any:
+    try:
+        import submitit
+    except ModuleNotFoundError:
+        raise ValueError("Slurm jobs need submitit: pip install 'stmbench[slurm]'.") from None
+    return submitit
+
+
+def _named(options: Mapping[str, Any]) -> dict[str, Any]:
+    """The options under submitit's names."""
+    return {_SHARED.get(key, f"slurm_{key}"): value for key, value in options.items() if key != "cluster"}
+
+
+def _update(made: Any, named: Mapping[str, Any]) -> None:
+    try:
+        made.update_parameters(**named)
+    except (NameError, AssertionError, TypeError, ValueError) as error:
+        raise ValueError(f"What Slurm is asked for: {str(error).splitlines()[0]}") from None
 
 
 def _file(folder: Path, item: Item) -> Path:

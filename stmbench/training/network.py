@@ -1,6 +1,7 @@
 """The network a job describes: made, given weights, placed on the device, and its precision."""
 
 import contextlib
+import dataclasses
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
@@ -9,11 +10,14 @@ from typing import Any
 import torch
 from torch import nn
 
+import stmbench.data
 from stmbench import catalog
 from stmbench.data import DataInfo
 from stmbench.measure.setting import AUTOCAST
 from stmbench.mixers import backends
 from stmbench.nn import create_model, timm_models, weights
+from stmbench.nn.detector import Detector
+from stmbench.nn.detector_weights import holds_detector, load_detector
 from stmbench.recipe import Recipe
 from stmbench.record import Event, Job, Measurement, Note, condition
 
@@ -27,7 +31,8 @@ def make(job: Job, num_classes: int, device: str | None = None) -> nn.Module:
     if timm_models.is_timm(job.mixer):
         model = _create(job, num_classes, partial(timm_models.create, job.mixer))
     else:
-        options = {"backend": job.backend, "design": job.design}
+        window = job.recipe.model.window
+        options = {"backend": job.backend, "design": job.design, "window": window}
         model = _create(job, num_classes, partial(create_model, job.mixer, job.scale, **options))
     if job.weights:
         load(job, model, job.weights)
@@ -41,14 +46,59 @@ def twin(job: Job, num_classes: int) -> nn.Module:
     return _placed(model, job.device)
 
 
-def _create(job: Job, num_classes: int, create: Callable[..., nn.Module]) -> nn.Module:
+def detector(
+    job: Job, num_classes: int, *, masks: bool, device: str | None = None, control: bool = False
+) -> Detector:
+    """The job's detector in its starting state: `start_detector` without saying what it left out."""
+    return start_detector(job, num_classes, masks=masks, device=device, control=control)[0]
+
+
+def start_detector(
+    job: Job, num_classes: int, *, masks: bool, device: str | None = None, control: bool = False
+) -> tuple[Detector, str]:
+    """The job's detector in its starting state, and what of it, or of the weights file, was left out.
+
+    A detector's weights fill all of it, a classifier's the backbone. `control` is around the identity, and
+    without weights.
+    """
+    whole = job.weights is not None and not control and holds_detector(job.weights)
+    bare = dataclasses.replace(job, weights=None) if whole else job
+    backbone = twin(job, 0) if control else make(bare, 0, device="cpu")
     data = job.recipe.data
+    model = Detector(backbone, num_classes, job.recipe.detect, masks=masks, mean=data.mean, std=data.std)
+    left = ""
+    if whole:
+        assert job.weights
+        names = load_detector(model, job.weights)
+        more = f" and {len(names) - 3} more" if len(names) > 3 else ""
+        left = f"Not in {job.weights}, and left as they start: {', '.join(names[:3])}{more}." if names else ""
+    elif job.weights and not control:
+        left = f"{job.weights} is a classifier's: its head is left out, neck and heads start untrained."
+    placed = _placed(model, device or job.device)
+    assert isinstance(placed, Detector)
+    return placed, left
+
+
+def makers(job: Job) -> tuple[Callable[..., nn.Module], Callable[..., nn.Module]]:
+    """What makes the job's network, a detector if the recipe is of detection, and the same without mixer."""
+    if job.recipe.detects:
+        info = stmbench.data.find_detection(job.data)
+        make_detector = partial(detector, job, info.num_classes, masks=info.has_masks)
+        return make_detector, partial(make_detector, control=True)
+    classes = stmbench.data.find(job.data).num_classes
+    return partial(make, job, classes), partial(twin, job, classes)
+
+
+def _create(job: Job, num_classes: int, create: Callable[..., nn.Module]) -> nn.Module:
+    data, drop_path = job.recipe.data, job.recipe.model.drop_path
+    if drop_path is None and job.recipe.detects:
+        drop_path = catalog.DETECTION_DROP_PATH.get(job.scale)
     torch.manual_seed(job.seed)
     return create(
         num_classes=num_classes,
         in_channels=data.channels,
         image_size=data.image_size,
-        drop_path=job.recipe.model.drop_path,
+        drop_path=drop_path,
     )
 
 
@@ -93,6 +143,15 @@ def headline(job: Job, info: DataInfo) -> tuple[str, nn.Module]:
     return kind, model.eval()
 
 
+def detector_files(job: Job) -> dict[str, str]:
+    """The detectors to evaluate: those that were trained here, by kind of weights, else what was given."""
+    if job.recipe.schedule.epochs:
+        files = {kind: weights_file(job, kind) for kind in ("plain", "ema")}
+        return {kind: str(file) for kind, file in files.items() if file.is_file()}
+    assert job.weights, "a plan has weights to look at"
+    return dict.fromkeys(weights.kinds_of(job.weights), job.weights)
+
+
 def _files(job: Job) -> dict[str, str]:
     """The checkpoint of each kind of weights."""
     if "train" in job.stages:
@@ -109,17 +168,24 @@ def taken(job: Job, model: nn.Module, stage: str) -> Iterator[Event]:
     """
     if timm_models.is_timm(job.mixer):
         return
-    recipe, trains = job.recipe, stage == "train"
-    size, channels = recipe.data.image_size, recipe.data.channels
+    recipe, trains = job.recipe, stage in ("train", "detect")
+    channels, height, width = image_shape(recipe)
     batch = recipe.train.device_batch_size or recipe.train.batch_size if trains else recipe.eval.batch_size
     said: list[str] = []
     grad = torch.enable_grad() if trains else torch.inference_mode()
     with backends.fallbacks(said.append), grad, autocast(recipe, job.device):
-        image = torch.zeros(1, channels, size, size, device=job.device)
+        image = torch.zeros(1, channels, height, width, device=job.device)
         path = backends.paths(model, image, batch=batch, compiling=trains and recipe.train.compile)
     yield from (Note(stage, text) for text in said)
     mixers = sum(catalog.scale(job.mixer, job.scale).depths)
     yield Measurement(stage, "mixers", mixers, "", condition(backend=path))
+
+
+def image_shape(recipe: Recipe) -> tuple[int, int, int]:
+    """Channels, height and width of the image that stands for all: what is counted and timed."""
+    data = recipe.data
+    size = recipe.detect.image_size if recipe.detects else (data.image_size, data.image_size)
+    return data.channels, *size
 
 
 def precision(recipe: Recipe, device: str) -> str:

@@ -2,7 +2,7 @@
 
 python tests/benchmarks/bench_trainer_overhead.py [MIXER] [SCALE] [SIZE] [BATCH] [STEPS] [PAIRS]
 
-The real epoch of `stages/train.py` and the real pass of `stages/evaluate.py`, over batches that lie in
+The real epoch of `training/engine.py` and the real pass of `stages/evaluate.py`, over batches that lie in
 memory, in turns with bare loops of the same forward passes, backward passes and optimizer steps; the shares
 of an epoch, with mixup and the EMA, where a recipe asks for them, told apart; and the evaluation with its
 loader beside the loader alone and the network alone. Run it on a calm machine.
@@ -22,20 +22,27 @@ from torch import Tensor
 import stmbench.data
 from stmbench.recipe import from_values, load
 from stmbench.record import Job
-from stmbench.stages import evaluate, train
+from stmbench.stages import evaluate
+from stmbench.stages.train import Classification
+from stmbench.training import engine
+from stmbench.training.engine import Trainer
+from stmbench.training.meter import Meter
 
 
 class Fed:
     """A loader whose batches are ready, and whose images can all be read."""
 
     def __init__(self, batches: Iterable[tuple[Tensor, Tensor]]) -> None:
-        self.batches, self.dataset, self.skipped = [*batches], self, 0
+        self.batches, self.skipped, self.world = [*batches], 0, 1
 
     def __len__(self) -> int:
         return len(self.batches)
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
         return iter(self.batches)
+
+    def start(self, epoch: int, step: int) -> None:
+        """Every epoch is the same."""
 
     def check_skipped(self) -> None:
         """All can be read."""
@@ -63,18 +70,23 @@ def seconds(call: Callable[[], object]) -> float:
     return time.perf_counter() - started
 
 
-def bare_training(state: train.TrainState) -> None:
-    for images, labels in state.loader:
+def bare_training(state: Trainer) -> None:
+    for images, labels in state.task.loader:
         loss = torch.nn.functional.cross_entropy(state.model(images), labels)
         loss.backward()
         state.optimizer.step()
         state.optimizer.zero_grad()
 
 
-def bare_inference(state: train.TrainState) -> None:
-    for images, _ in state.loader:
+def bare_inference(state: Trainer) -> None:
+    for images, _ in state.task.loader:
         with torch.inference_mode():
             state.model(images)
+
+
+def real_training(state: Trainer) -> None:
+    state.update, state.meter = 0, Meter(state.job.device)
+    drain(engine._train_epoch(state, 1, lambda: False))
 
 
 def drain(events: Any) -> None:
@@ -93,13 +105,14 @@ def ratios(one: Callable[[], object], other: Callable[[], object], pairs: int) -
     return f"{median:.4f}, quartiles {low:.4f} to {high:.4f}, {pairs} pairs"
 
 
-def predict(state: train.TrainState, loader: Any) -> None:
+def predict(state: Trainer, loader: Any) -> None:
     drain(evaluate.predict(state.job, state.model, loader, ""))
 
 
-def evaluation_with_its_loader(state: train.TrainState, rounds: int) -> str:
+def evaluation_with_its_loader(state: Trainer, rounds: int) -> str:
     """The whole, and what either half takes by itself: medians of rounds in turns."""
-    loader, fed = state.val_loader, Fed(state.val_loader)
+    loader = state.task.val_loader  # pyright: ignore[reportAttributeAccessIssue]
+    fed = Fed(loader)
     halves: dict[str, Callable[[], object]] = {
         "evaluation with its loader": lambda: predict(state, loader),
         "the loader alone": lambda: drain(loader),
@@ -112,20 +125,21 @@ def evaluation_with_its_loader(state: train.TrainState, rounds: int) -> str:
     return ", ".join(f"{name} {statistics.median(times):.3f} s" for name, times in taken.items())
 
 
-def shares(state: train.TrainState) -> str:
+def shares(state: Trainer) -> str:
     """The parts of one real epoch, in per cent."""
     clock = Clock()
     backward = torch.Tensor.backward
     state.forward = clock.wrap("forward", state.forward)
-    state.loss = clock.wrap("loss", state.loss)  # pyright: ignore[reportAttributeAccessIssue]
+    task: Any = state.task
+    task.criterion = clock.wrap("loss", task.criterion)
     state.optimizer.step = clock.wrap("optimizer", state.optimizer.step)
-    if state.mixup:
-        state.mixup = clock.wrap("mixup", state.mixup)  # pyright: ignore[reportAttributeAccessIssue]
+    if task.mixup:
+        task.mixup = clock.wrap("mixup", task.mixup)
     if state.ema:
         state.ema.update = clock.wrap("EMA", state.ema.update)
     torch.Tensor.backward = clock.wrap("backward", backward)
     try:
-        total = seconds(lambda: drain(train._train_epoch(state, 1)))
+        total = seconds(lambda: real_training(state))
     finally:
         torch.Tensor.backward = backward
     parts = {**clock.seconds, "all else": total - sum(clock.seconds.values())}
@@ -140,12 +154,13 @@ def make(folder: Path, mixer: str, scale: str, size: int, batch: int, steps: int
     values["eval"] |= {"batch_size": batch}
     recipe = from_values(values, "overhead")
     job = Job(mixer=mixer, scale=scale, recipe=recipe, stages=("train",), data="fashion-mini", folder=folder)
-    state = train.TrainState(job, stmbench.data.find("fashion-mini"))
+    task = Classification(job, stmbench.data.find("fashion-mini"))
+    state = Trainer(job, task)
     channels = recipe.data.channels
     batches = [
         (torch.randn(batch, channels, size, size), torch.randint(0, 10, (batch,))) for _ in range(steps)
     ]
-    state.loader, state.updates = Fed(batches), steps  # pyright: ignore[reportAttributeAccessIssue]
+    task.loader, state.updates = Fed(batches), steps  # pyright: ignore[reportAttributeAccessIssue]
     return state
 
 
@@ -155,10 +170,10 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         options = (Path(folder), mixer, scale, size, batch, steps)
         state = make(*options)
-        real = ratios(lambda: drain(train._train_epoch(state, 1)), lambda: bare_training(state), pairs)
+        real = ratios(lambda: real_training(state), lambda: bare_training(state), pairs)
         print(f"training: real / bare {real}")
         state.model.eval()
-        real = ratios(lambda: predict(state, state.loader), lambda: bare_inference(state), pairs)
+        real = ratios(lambda: predict(state, state.task.loader), lambda: bare_inference(state), pairs)
         print(f"evaluation: real / bare {real}")
         print(evaluation_with_its_loader(state, pairs))
         print("shares of an epoch:", shares(make(*options)))

@@ -51,6 +51,22 @@ def test_a_terminal_gets_a_bar_with_numbers_and_time_left() -> None:
         assert part in text
 
 
+def test_a_detector_is_told_by_its_ap() -> None:
+    at, events = "weights=plain", []
+    for step in (1, 0):
+        for name, value in (("loss", 0.9), ("box_ap", 12.25), ("box_ap50", 31.5), ("images_per_second", 8.0)):
+            events.append(Measurement("detect", name, value, "", at if "ap" in name else "", step))
+        events.append(Measurement("detect", "seconds", 11.0, "s", step=step))
+    out = io.StringIO()
+    with draw.Drawer(Console(file=out, width=120)) as drawer:
+        for event in events:
+            drawer.draw(event)
+        drawer.stage_done("detect", 12.0)
+    epoch, stage = out.getvalue().splitlines()
+    assert "loss 0.900  box AP 12.25 %" in epoch
+    assert "box AP 12.2 % (AP50 31.5 %)" in stage
+
+
 def test_what_each_stage_found() -> None:
     events: list[Event] = [
         Measurement("build", "parameters", 4_389_672),

@@ -210,16 +210,16 @@ def test_weights_of_other_classes_are_trained_before_they_are_evaluated(
 def test_a_failed_run_is_kept_and_the_next_mixer_still_runs(
     invoke: Invoke, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from stmbench.stages import train
+    from stmbench.training import engine
 
-    real = train._train_epoch
+    real = engine._train_epoch
 
-    def breaks(state: train.TrainState, epoch: int):
-        if state.job.mixer == "dwconv" and epoch == 2:
+    def breaks(trainer: engine.Trainer, epoch: int, asked: Callable[[], bool]):
+        if trainer.job.mixer == "dwconv" and epoch == 2:
             raise RuntimeError("the sky fell")
-        yield from real(state, epoch)
+        yield from real(trainer, epoch, asked)
 
-    monkeypatch.setattr(train, "_train_epoch", breaks)
+    monkeypatch.setattr(engine, "_train_epoch", breaks)
     code, out, err = invoke("run", "--mixer", "dwconv,swin", "--stage", "train,eval")
     assert code == 1
     assert "the sky fell" in err
@@ -229,19 +229,20 @@ def test_a_failed_run_is_kept_and_the_next_mixer_still_runs(
         assert states["dwconv"].state == "failed"
         assert any(m.name == "top1" and m.step == 1 for m in store.measurements(states["dwconv"].id))
 
-    monkeypatch.setattr(train, "_train_epoch", real)
+    monkeypatch.setattr(engine, "_train_epoch", real)
     code, out, _ = invoke("resume", states["dwconv"].id)
     assert code == 0
     assert "Resuming after epoch 1 of 2." in out
     assert invoke("resume", states["dwconv"].id)[0] == 2  # it is done now
 
 
-def test_a_terminated_run_is_interrupted_and_no_other_is_begun(
-    invoke: Invoke, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGUSR1])
+def test_a_stopped_run_is_interrupted_and_no_other_is_begun(
+    invoke: Invoke, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: signal.Signals
 ) -> None:
-    from stmbench.stages import train
+    from stmbench.training import engine
 
-    monkeypatch.setattr(train, "_train_epoch", lambda *_: os.kill(os.getpid(), signal.SIGTERM))
+    monkeypatch.setattr(engine, "_train_epoch", lambda *_: os.kill(os.getpid(), number))
     before = signal.getsignal(signal.SIGTERM)
     code, out, _ = invoke("run", "--mixer", "dwconv,swin", "--stage", "train")
     assert code == 130

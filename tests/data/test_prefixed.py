@@ -92,11 +92,32 @@ def test_webdataset(shards: Path, small: Callable[..., Recipe], workers: int) ->
     loader = data.train_loader(info, recipe, device="cpu", seed=0, micro_batch=3)
     orders = []
     for epoch in (1, 2, 1):
-        data.seed_epoch(0, epoch)
+        loader.start(epoch)
         orders.append(labels_of(loader))
     assert sorted(orders[0]) == [0] * 4 + [1] * 4 + [2] * 4
     assert orders[0] == orders[2] != orders[1]
+    loader.start(1, 2)
+    assert labels_of(loader) == orders[0][6:]
     assert (loader.dataset.skipped, loader.dataset.skipped_names()) == (0, [])
+
+
+def test_a_stream_over_ranks(shards: Path, small: Callable[..., Recipe]) -> None:
+    pytest.importorskip("webdataset")
+    info = data.find(f"wds/{shards}?classes=3")
+    whole = labels_of(data.eval_loader(info, small(), device="cpu"))
+    for rank in range(4):
+        loader = data.eval_loader(info, small(), device="cpu", rank=rank, world=4)
+        assert labels_of(loader) == whole[rank::4]
+        assert len(loader) == 1
+
+    def train(*overrides: str, world: int = 2) -> None:
+        recipe = small(*overrides)
+        data.train_loader(info, recipe, device="cpu", seed=0, micro_batch=3, rank=1, world=world)
+
+    with pytest.raises(ValueError, match="is a stream, which timm deals out"):
+        train()
+    with pytest.raises(ValueError, match="is a stream, whose images cannot be repeated"):
+        train("augment.repeats=2", world=1)
 
 
 def test_webdataset_needs_its_number_of_classes(shards: Path, small: Callable[..., Recipe]) -> None:

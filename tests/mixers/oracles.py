@@ -54,16 +54,17 @@ def halo(mixer: Any, x: Tensor) -> Tensor:
         kv = (flat @ mixer.kv.weight.T).reshape(len(places), heads, 2, dim // heads)
 
         def sees(query: Position, places: list[Position] = places) -> list[tuple[Position, int]]:
-            top, left = query[0] // 7 * 7, query[1] // 7 * 7
+            side = mixer.window
+            top, left = query[0] // side * side, query[1] // side * side
             return [
                 ((y, x), i)
                 for i, (y, x) in enumerate(places)
-                if top - 3 <= y < top + 10 and left - 3 <= x < left + 10
+                if top - 3 <= y < top + side + 3 and left - 3 <= x < left + side + 3
             ]
 
         def extra(q: Tensor, query: Position, key: Position, head: int) -> Tensor:
-            rows = mixer.height_rel[key[0] - query[0] + 15]
-            columns = mixer.width_rel[key[1] - query[1] + 15]
+            rows = mixer.height_rel[key[0] - query[0] + mixer.window + 8]
+            columns = mixer.width_rel[key[1] - query[1] + mixer.window + 8]
             return q @ rows + q @ columns
 
         y = attend(q, kv[:, :, 0], kv[:, :, 1], places, sees, extra)
@@ -80,15 +81,17 @@ def swin(mixer: Any, x: Tensor) -> Tensor:
         q, k, v = qkv.reshape(len(places), 3, heads, dim // heads).unbind(1)
 
         def window(place: Position, size: tuple[int, int] = (height, width)) -> Position:
-            """Windows of 7 that start `shift` further down and right, cut off at the image's border."""
-            shifts = [mixer.shift if length > 7 else 0 for length in size]
-            return (place[0] - shifts[0]) // 7, (place[1] - shifts[1]) // 7
+            """Windows that start `shift` further down and right, cut off at the image's border."""
+            side = mixer.window
+            shifts = [mixer.shift if length > side else 0 for length in size]
+            return (place[0] - shifts[0]) // side, (place[1] - shifts[1]) // side
 
         def sees(query: Position, places: list[Position] = places, window: Any = window) -> list[Any]:
             return [(key, i) for i, key in enumerate(places) if window(key) == window(query)]
 
         def extra(q: Tensor, query: Position, key: Position, head: int) -> Tensor:
-            row = (query[0] - key[0] + 6) * 13 + query[1] - key[1] + 6
+            reach = mixer.window - 1
+            row = (query[0] - key[0] + reach) * (2 * reach + 1) + query[1] - key[1] + reach
             return mixer.relative_position_bias_table[row, head]
 
         y = attend(q, k, v, places, sees, extra)

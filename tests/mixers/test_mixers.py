@@ -23,6 +23,8 @@ MIXERS: dict[str, tuple[Callable[[], Any], Callable[[Any, Tensor], Tensor]]] = {
     "halo": (lambda: HaloAttention(8, num_heads=2), oracles.halo),
     "swin": (lambda: ShiftedWindowAttention(8, num_heads=2, shift=0), oracles.swin),
     "swin shifted": (lambda: ShiftedWindowAttention(8, num_heads=2, shift=3), oracles.swin),
+    "halo 4": (lambda: HaloAttention(8, num_heads=2, window=4), oracles.halo),
+    "swin 4": (lambda: ShiftedWindowAttention(8, num_heads=2, shift=2, window=4), oracles.swin),
     "sra 1": (lambda: SpatialReductionAttention(8, num_heads=2, reduction=1), oracles.sra),
     "sra 4": (lambda: SpatialReductionAttention(8, num_heads=2, reduction=4), oracles.sra),
     "dwconv": (lambda: DepthwiseConv(8), oracles.dwconv),

@@ -13,7 +13,7 @@ from stmbench import catalog
 from stmbench.measure.count import count
 from stmbench.nn.weights import load_weights, save_weights
 
-NAMES = {"swin": "swin_tiny_patch4_window7_224", "dwconv": "convnext_tiny"}
+NAMES = {"swin": "swin_tiny_patch4_window7_224", "dwconv": "convnext_tiny", "sra": "pvt_v2_b2"}
 RUNGS = [
     (mixer, rung) for mixer in ("halo", "swin", "sra", "dwconv") for rung in catalog.rungs(mixer, "micro")
 ]
@@ -39,7 +39,18 @@ def test_the_original_networks_are_timms(mixer: str, tmp_path: Path) -> None:
     with torch.inference_mode():
         expected, found = theirs(images), ours(images)
     assert expected.std() > 0.1
-    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("scale", "parameters", "gmacs"),
+    [("micro", 3.7, 0.57), ("tiny", 25.4, 4.0), ("small", 45.2, 6.9), ("base", 82.0, 11.7)],
+)
+def test_the_original_network_of_sra_is_pvt_v2(scale: str, parameters: float, gmacs: float) -> None:
+    with torch.device("meta"):
+        model = stmbench.create_model("sra", scale, design="original")
+    assert sum(p.numel() for p in model.parameters()) / 1e6 == pytest.approx(parameters, abs=0.05)
+    assert sum(part.total for part in model.macs(224, 224).values()) / 1e9 == pytest.approx(gmacs, abs=0.05)
 
 
 @pytest.mark.parametrize(("mixer", "gmacs"), [("swin", 4.49), ("dwconv", 4.46)])
@@ -73,6 +84,28 @@ def test_each_rung_is_one_step_from_the_one_before() -> None:
         ]
         assert len([name for name in changed if name != "norm_eps"]) == 1
     assert others[-1] == (catalog.Design(), shallow)
+
+
+def test_maps_of_positions_are_the_last_step_of_the_mixer_that_has_some() -> None:
+    found = catalog.rungs("sra", "tiny")
+    assert list(found) == ["original", "depths", "stem", "downsampling", "block", "head", "unified"]
+    before, after = found["head"][0], found["unified"][0]
+    assert dataclasses.replace(before, position="unified") == after != before
+    maps = {
+        design: sum(name.endswith("position_map") for name, _ in _sketch("sra", design).named_parameters())
+        for design in found
+    }
+    assert maps == dict.fromkeys(found, 0) | {"unified": 4}
+
+
+def test_downsampling_by_overlapping_patches_is_ours_with_a_bias() -> None:
+    before, after = (dict(_sketch("sra", design).named_parameters()) for design in ("stem", "downsampling"))
+    assert before.keys() - after.keys() == {f"levels.{level}.downsample.conv.bias" for level in (1, 2, 3)}
+
+
+def _sketch(mixer: str, design: str) -> nn.Module:
+    with torch.device("meta"):
+        return stmbench.create_model(mixer, "tiny", design=design)
 
 
 def test_without_an_original_there_is_the_unified_network_alone() -> None:

@@ -264,3 +264,21 @@ def test_machines_read_raw_numbers(store: Store, add: Add) -> None:
     assert (swin["top5"], swin["top5_n"]) == (None, None)
     assert list(types([group])) == list(halo)
     assert formats.to_csv([group]).splitlines()[0].endswith("top5,top5_sd,top5_n,top5_unit,top5_condition")
+
+
+# Short names
+
+
+def test_probes_have_short_names(store: Store, add: Add) -> None:
+    add({"probe.top1@probe=linear,size=28": 80.0, "probe.top1@k=20,probe=knn,size=28": 70.0})
+    assert numbers(store, "probe", sort="-probe") == [Number(80.0)]
+    assert numbers(store, "knn") == numbers(store, "knn@k=20") == [Number(70.0)]
+    assert columns.descending("probe.top1")
+    refused(store, "knn@k=5", "Nobody measured 'knn@k=5'. It was measured under k=20,probe=knn,size=28.")
+    add({"probe.top1@k=5,probe=knn,size=28": 60.0}, mixer="swin")
+    refused(store, "knn", "The column 'knn' means several numbers. Choose by k (5, 20), such as knn@k=20.")
+
+
+def test_what_stages_are_known_by() -> None:
+    assert columns.known_by({"train", "probe"}) == ["probe", "knn"]
+    assert columns.known_by({"train", "eval"}) == []

@@ -39,6 +39,21 @@ def test_a_run_without_any_of_the_numbers_has_no_summary(store: Store, new_run: 
     assert store.summaries() == []
 
 
+@pytest.mark.parametrize(
+    "only",
+    [
+        Measurement("probe", "top1", 80.0, "%", "probe=knn,weights=plain"),
+        Measurement("detect", "box_ap", 40.0, "%", "weights=plain"),
+    ],
+)
+def test_a_run_that_was_only_probed_or_detects_has_one_all_the_same(
+    store: Store, new_run: NewRun, only: Measurement
+) -> None:
+    run = _end(store, new_run, only)
+    [found] = store.summaries()
+    assert (found.run, found.top1, found.parameters) == (run, None, None)
+
+
 def test_ema_weights_are_the_headline_and_the_best_throughput_counts(store: Store, new_run: NewRun) -> None:
     _end(
         store,
