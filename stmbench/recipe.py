@@ -274,7 +274,9 @@ def _check_augment(augment: Augment, batch: int) -> None:
         if not 0 < low <= high:
             raise ValueError(f"augment.{key} must be [low, high], not [{low}, {high}].")
     if augment.repeats > 1 and batch < 2 * augment.repeats:
-        raise ValueError(f"augment.repeats {augment.repeats} leaves a batch of {batch} with one image or none.")
+        raise ValueError(
+            f"augment.repeats {augment.repeats} leaves a batch of {batch} with one image or none."
+        )
 
 
 def _check_together(recipe: Recipe) -> None:
@@ -284,7 +286,7 @@ def _check_together(recipe: Recipe) -> None:
         if not getattr(recipe.profile, key):
             raise ValueError(f"profile.{key} is empty; to time nothing, leave the stage `profile` out.")
     if (recipe.schedule.name == "multistep") != bool(recipe.schedule.milestones):
-        raise ValueError("schedule.milestones belong to schedule.name = \"multistep\", which needs some.")
+        raise ValueError('schedule.milestones belong to schedule.name = "multistep", which needs some.')
     _check_augment(recipe.augment, train.batch_size)
     for name in (*recipe.optimizer.decay_positions, *recipe.optimizer.decay_layer_scales):
         known("mixer", name, [*mixers(), "all"])

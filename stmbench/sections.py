@@ -168,7 +168,9 @@ class Detect:
     short_side: int = 800  # pixels that an image's shorter side is resized to ...
     long_side: int = 1333  # ... unless the longer one would then have more than these
     flip: float = 0.5  # left to right, in training
-    jitter: tuple[float, ...] = ()  # [low, high]: large-scale jitter, in training instead of resizing; [] for none
+    jitter: tuple[
+        float, ...
+    ] = ()  # [low, high]: large-scale jitter, in training instead of resizing; [] for none
     jitter_size: int = 1024  # sides of the square that it crops or pads to
 
 

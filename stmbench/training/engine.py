@@ -270,7 +270,9 @@ def _train_epoch(trainer: Trainer, epoch: int, asked: Callable[[], bool]) -> Ite
             last = step % accumulate == 0
             with meter.waiting():
                 batch = next(batches)
-            meter.add(_pass(trainer, batch, epoch, step, sync=last))
+            # Held until the next one is there: if it were freed at once, the heap would shrink and grow again.
+            loss = _pass(trainer, batch, epoch, step, sync=last)
+            meter.add(loss)
             if last:
                 meter.lr = max(group["lr"] for group in trainer.optimizer.param_groups)
                 _update(trainer, epoch, step // accumulate)

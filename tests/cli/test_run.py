@@ -5,8 +5,9 @@ import re
 import signal
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import timm
@@ -17,6 +18,7 @@ from stmbench import cli
 from stmbench.nn import create_model
 from stmbench.nn.weights import save_weights
 from stmbench.reading.tables import NONE
+from stmbench.record import Event
 from stmbench.store import open_store
 
 Invoke = Callable[..., tuple[int, str, str]]
@@ -33,6 +35,8 @@ def test_a_run_ends_in_the_leaderboard(invoke: Invoke, tmp_path: Path) -> None:
         assert all(run.state == "done" for run in runs)
         assert [stage.name for stage in store.stages(runs[0].id)] == ["build", "train", "eval"]
         assert {p.name for p in runs[0].folder.iterdir()} == {
+            "best.safetensors",
+            "checkpoint.before.pt",
             "checkpoint.pt",
             "plain.safetensors",
             "predictions_plain.npz",
@@ -61,7 +65,7 @@ MISTAKES = [
     (["--set", "optimizer.lrr=1"], "Unknown key 'optimizer.lrr'. Did you mean 'optimizer.lr'?"),
     (["--set", "optimizer.lr=fast"], "optimizer.lr must be a number, not 'fast'."),
     (["--set", "optimizer.name=adamx"], "Unknown optimizer 'adamx'."),
-    (["--set", "schedule.name=cosin"], "schedule.name must be one of 'cosine', 'tanh', 'poly', not 'cosin'."),
+    (["--set", "schedule.name=cosin"], "'cosine', 'tanh', 'poly', 'multistep', not 'cosin'."),
     (["--set", "optimizer.lr=-1"], "optimizer.lr must be at least 0, not -1.0."),
     (["--set", "optimizer.lr=nan"], "optimizer.lr must be finite"),
     (["--set", "optimizer.name=adan"], "optimizer 'adan' cannot be used with this recipe"),
@@ -242,7 +246,13 @@ def test_a_stopped_run_is_interrupted_and_no_other_is_begun(
 ) -> None:
     from stmbench.training import engine
 
-    monkeypatch.setattr(engine, "_train_epoch", lambda *_: os.kill(os.getpid(), number))
+    real = engine._train_epoch
+
+    def stops(*arguments: Any) -> Iterator[Event]:
+        os.kill(os.getpid(), number)
+        yield from real(*arguments)
+
+    monkeypatch.setattr(engine, "_train_epoch", stops)
     before = signal.getsignal(signal.SIGTERM)
     code, out, _ = invoke("run", "--mixer", "dwconv,swin", "--stage", "train")
     assert code == 130

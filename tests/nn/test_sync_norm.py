@@ -30,7 +30,9 @@ def test_in_one_process_it_is_batch_norm_with_its_gradients_and_statistics() -> 
 
 
 def test_other_norms_stay_as_they_are() -> None:
-    model = nn.Sequential(nn.BatchNorm2d(3), nn.BatchNorm1d(3), nn.BatchNorm2d(3, affine=False), nn.LayerNorm(3))
+    model = nn.Sequential(
+        nn.BatchNorm2d(3), nn.BatchNorm1d(3), nn.BatchNorm2d(3, affine=False), nn.LayerNorm(3)
+    )
     before = dict(model.state_dict())
     synchronise(model)
     assert [type(module) is SyncBatchNorm for module in model] == [True, False, False, False]
