@@ -260,6 +260,11 @@ def check_window(network: str, window: int) -> None:
         raise ValueError(f"{network} has no windows to choose: model.window is of {' and '.join(having)}.")
 
 
+def window(network: str, recipes: int) -> int:
+    """The side of a network's windows by a recipe's `model.window`; 0 for its own, or if it has none."""
+    return recipes if network in mixers() and mixers()[network].window else 0
+
+
 # Of a design, in the ladder's order.
 PARTS = ("stem", "downsampling", "level_norms", "block", "head", "position")
 

@@ -112,7 +112,8 @@ def request(
         if not is_timm(name):
             catalog.rung(name, scale, design)
         check_backend(name, backend)
-        catalog.check_window(name, protocol.model.window)
+        if any(typed.partition("=")[0].strip() == "model.window" for typed in overrides):
+            catalog.check_window(name, protocol.model.window)
     source = data or protocol.data.source
     if not source:
         raise ValueError(f"Recipe '{protocol.name}' needs data: give --data PATH.")
@@ -139,7 +140,7 @@ def _remarks(asked: Request) -> list[str]:
     """What is to be known of the weights of a classifier of ours."""
     if asked.weights is None or asked.recipe.detects or is_timm(asked.mixers[0]):
         return []
-    window = asked.recipe.model.window
+    window = catalog.window(asked.mixers[0], asked.recipe.model.window)
     return remarks(asked.weights, sketch(asked.mixers[0], asked.scale, design=asked.design, window=window))
 
 
@@ -342,7 +343,7 @@ def size(asked: Request, mixer: str) -> tuple[int, int | None]:
         mixer,
         asked.scale,
         design=asked.design,
-        window=asked.recipe.model.window,
+        window=catalog.window(mixer, asked.recipe.model.window),
         image_size=size,
         in_channels=channels,
         num_classes=asked.info.num_classes,

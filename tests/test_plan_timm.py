@@ -139,7 +139,7 @@ def test_a_crop_we_do_not_have_is_a_warning(colours: Ask, tmp_path: Path, monkey
     config = configuration() | {"crop_mode": "squash"}
     real = timm_models.resolve_model_data_config
     monkeypatch.setattr(
-        timm_models, "resolve_model_data_config", lambda model: real(model, pretrained_cfg=config)
+        timm_models, "resolve_model_data_config", lambda model, **_: real(model, pretrained_cfg=config)
     )
     asked = colours(weights=checkpoint(tmp_path / "given.safetensors", in_chans=3))
     line = "want crop_mode = squash, the recipe center: the recipe's is used."

@@ -18,6 +18,7 @@ from sweep_files import new_run_of, write_sweep
 
 from stmbench import evidence
 from stmbench.cli import app
+from stmbench.cli.run import resolved
 from stmbench.plan import request
 from stmbench.record import Measurement
 from stmbench.store import Store, open_store
@@ -214,8 +215,9 @@ def test_a_run_says_which_command_makes_it_alone(
     asked: dict[str, Any] = {
         renamed.get(str(name), str(name)): value
         for name, value in given.items()
-        if name not in ("db", "dry_run", "seeds")
+        if name not in ("db", "dry_run", "seeds", "from_", "gpus", "resume", "sink")
     }
+    asked = resolved(asked, None, db)
     assert evidence.fingerprint(request(**asked), item.network) == item.fingerprint
 
 

@@ -1,13 +1,13 @@
 """BatchNorm over the images of all processes, on CPUs as on GPUs (torch's own is for GPUs alone).
 
-Ioffe and Szegedy 2015 (arXiv:1502.03167); across devices as in Peng et al. 2018 (arXiv:1711.07240). Means come
-first and squared deviations second, in float32 or better: two sums over processes, and no difference of large numbers.
+Ioffe and Szegedy 2015 (arXiv:1502.03167); across devices as in Peng et al. 2018 (arXiv:1711.07240). Means
+come first and squared deviations second, in float32 or better: two sums over processes, and no difference of
+large numbers.
 """
 
 from typing import Any
 
 import torch
-import torch.distributed as dist
 from torch import Tensor, nn
 
 from stmbench import world

@@ -86,17 +86,8 @@ class Detecting:
         numbers = ap.average_precision(self.info, found)
         return {name: numbers[name] for name in ("box_ap", "mask_ap") if name in numbers}
 
-    def metadata(self, kind: str) -> dict[str, str]:
-        job = self.job
-        return {
-            "mixer": job.mixer,
-            "scale": job.scale,
-            "design": job.design,
-            "weights": kind,
-            "recipe": f"{job.recipe.name}@{job.recipe_digest}",
-            "data": f"{self.info.name}@{self.info.fingerprint}",
-            "seed": str(job.seed),
-        }
+    def metadata(self) -> dict[str, str]:
+        return {"data": f"{self.info.name}@{self.info.fingerprint}"}
 
 
 def _eval_loader(job: Job, info: DetectionInfo) -> DetectionLoader:

@@ -4,7 +4,7 @@ The steps themselves are those of `stmbench.training.engine`.
 """
 
 import json
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Generator
 from typing import Any
 
 from timm.loss import SoftTargetCrossEntropy
@@ -21,7 +21,7 @@ from stmbench.training.engine import Numbers
 from stmbench.training.meter import Loss, check_finite
 
 
-def run(job: Job) -> Iterator[Event]:
+def run(job: Job) -> Generator[Event, None, None]:
     """Train from the last checkpoint in the job's folder, or from the start; yield curves per epoch."""
     task = Classification(job, stmbench.data.find(job.data))
     if job.weights and network.classes_of(job, task.model) != task.info.num_classes:
@@ -75,15 +75,7 @@ class Classification:
         check_finite(numbers["loss"][0], epoch)  # the last update may have broken the weights
         return {"top1": numbers["top1"], "val_loss": numbers["loss"]}
 
-    def metadata(self, kind: str) -> dict[str, str]:
-        job = self.job
-        return {
-            "mixer": job.mixer,
-            "scale": job.scale,
-            "design": job.design,
-            "weights": kind,
-            "recipe": f"{job.recipe.name}@{job.recipe_digest}",
-            "data": f"{self.info.name}@{self.info.fingerprint}",
-            "seed": str(job.seed),
-            "preprocessing": json.dumps({key: getattr(job.recipe.data, key) for key in PREPARATION}),
-        }
+    def metadata(self) -> dict[str, str]:
+        prepared = {key: getattr(self.job.recipe.data, key) for key in PREPARATION}
+        data = f"{self.info.name}@{self.info.fingerprint}"
+        return {"data": data, "preprocessing": json.dumps(prepared)}

@@ -57,8 +57,8 @@ class Task(Protocol):
         """How good the network with one kind of weights is. The first number is what the best are kept by."""
         ...
 
-    def metadata(self, kind: str) -> dict[str, str]:
-        """What a file of its weights is to say of itself."""
+    def metadata(self) -> dict[str, str]:
+        """What a file of its weights is to say of the data."""
         ...
 
 
@@ -175,9 +175,21 @@ class Trainer:
 
     def _save_weights(self, kind: str, path: Path) -> None:
         if world.is_main():
-            name, score = self.scores[kind]
-            reached = {"epoch": str(self.epoch), name: str(score)}
-            save_weights(path, self.networks()[kind].state_dict(), self.task.metadata(kind) | reached)
+            save_weights(path, self.networks()[kind].state_dict(), self._metadata(kind))
+
+    def _metadata(self, kind: str) -> dict[str, str]:
+        """What a file of weights says of itself."""
+        job, (name, score) = self.job, self.scores[kind]
+        return self.task.metadata() | {
+            "mixer": job.mixer,
+            "scale": job.scale,
+            "design": job.design,
+            "weights": kind,
+            "recipe": f"{job.recipe.name}@{job.recipe_digest}",
+            "seed": str(job.seed),
+            "epoch": str(self.epoch),
+            name: str(score),
+        }
 
     def _load(self) -> None:
         state, damaged = checkpoints.load(self.job.folder, self.job.device)
@@ -270,7 +282,7 @@ def _train_epoch(trainer: Trainer, epoch: int, asked: Callable[[], bool]) -> Ite
             last = step % accumulate == 0
             with meter.waiting():
                 batch = next(batches)
-            # Held until the next one is there: if it were freed at once, the heap would shrink and grow again.
+            # Held until the next one is there: freed at once, the heap would shrink and grow again.
             loss = _pass(trainer, batch, epoch, step, sync=last)
             meter.add(loss)
             if last:

@@ -31,7 +31,7 @@ def make(job: Job, num_classes: int, device: str | None = None) -> nn.Module:
     if timm_models.is_timm(job.mixer):
         model = _create(job, num_classes, partial(timm_models.create, job.mixer))
     else:
-        window = job.recipe.model.window
+        window = catalog.window(job.mixer, job.recipe.model.window)
         options = {"backend": job.backend, "design": job.design, "window": window}
         model = _create(job, num_classes, partial(create_model, job.mixer, job.scale, **options))
     if job.weights:

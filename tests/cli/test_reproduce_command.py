@@ -27,7 +27,7 @@ def test_a_run_done_again_on_a_cpu_has_identical_weights(invoke: Invoke) -> None
 
 
 def test_another_outcome_is_told_and_is_a_failure(invoke: Invoke) -> None:
-    for override in ("optimizer.lr=0.002", "optimizer.lr=0.0"):
+    for override in ("optimizer.lr=0.01", "optimizer.lr=0.0"):
         invoke("run", "--mixer", "dwconv", "--stage", "build,train,eval", "--set", override)
     with open_store("runs/stmbench.db") as store:
         untrained, trained = (run.id for run in store.runs())

@@ -313,7 +313,7 @@ def test_the_rate_is_of_whole_rounds_after_the_first(monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(loaders.time, "perf_counter", lambda: clock)
 
     class Batches:
-        processes = 2
+        processes, skipped = 2, 0
         started: tuple[int, int] | None = None
 
         def start(self, epoch: int, step: int) -> None:
@@ -321,6 +321,9 @@ def test_the_rate_is_of_whole_rounds_after_the_first(monkeypatch: pytest.MonkeyP
 
         def __len__(self) -> int:
             return 100
+
+        def check_skipped(self) -> None:
+            pass
 
         def __iter__(self) -> Iterator[Any]:
             nonlocal clock

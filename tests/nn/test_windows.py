@@ -8,6 +8,7 @@ import torch
 from timm.layers.pos_embed_rel import resize_rel_pos_bias_table_simple
 
 import stmbench
+from stmbench import catalog
 from stmbench.nn.weights import load_weights
 from stmbench.nn.windows import halo_side, resize_halo, resize_swin, swin_side
 
@@ -81,3 +82,9 @@ def test_what_is_no_table_of_windows_is_refused(tmp_path: Path) -> None:
     torch.save(content, tmp_path / "odd.pth")
     with pytest.raises(ValueError, match=r"1 of another shape; .* levels\.0\.blocks\.0"):
         stmbench.create_model("swin", "micro", weights=tmp_path / "odd.pth")
+
+
+def test_a_recipe_s_windows_are_of_the_mixers_that_have_some() -> None:
+    wanted = {"halo": 12, "swin": 12, "sra": 0, "dwconv": 0, "timm:resnet18": 0}
+    assert {name: catalog.window(name, 12) for name in wanted} == wanted
+    assert catalog.window("swin", 0) == 0

@@ -68,8 +68,8 @@ class Line:
         yield Progress("train", "validate", 1, 1)
         return {"score": (next(self.scores), "%")}
 
-    def metadata(self, kind: str) -> dict[str, str]:
-        return {"weights": kind}
+    def metadata(self) -> dict[str, str]:
+        return {"data": "points"}
 
 
 @pytest.fixture
@@ -185,7 +185,10 @@ def test_the_best_weights_are_kept_by_the_score_of_the_last_validation(job: Job)
 
     list(engine.train(job, Line(job)))
     with safe_open(network.weights_file(job, "best"), "pt") as file:
-        assert file.metadata() == {"weights": "plain", "epoch": "2", "score": "3.0"}
+        told = file.metadata()
+    assert {key: told[key] for key in ("data", "mixer", "weights", "epoch", "score")} == {
+        "data": "points", "mixer": "dwconv", "weights": "plain", "epoch": "2", "score": "3.0",
+    }  # fmt: skip
     with safe_open(network.weights_file(job, "plain"), "pt") as file:
         assert file.metadata()["epoch"] == "3"
 
