@@ -14,7 +14,8 @@ WORKDIR /opt/stmbench
 COPY pyproject.toml README.md LICENSE ./
 COPY stmbench stmbench
 COPY recipes recipes
-RUN pip install --no-cache-dir .
+COPY sweeps sweeps
+RUN pip install --no-cache-dir '.[detection]'
 
 RUN useradd --create-home --uid 1000 stmbench \
  && mkdir /data /runs \

@@ -23,10 +23,8 @@ from stmbench.training.network import weights_file
 from stmbench.world import LostError
 
 HEARTBEAT_S = 15.0
-SHARED_ERRORS = (
-    DivergedError,
-    LostError,
-)  # that all processes of a run have at once, where there are several
+# That all processes of a run have at once, where there are several.
+SHARED_ERRORS = (DivergedError, LostError)
 
 
 @dataclass(frozen=True, slots=True)

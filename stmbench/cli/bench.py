@@ -36,10 +36,11 @@ def bench(
     scale: Annotated[str, typer.Option(help="micro, tiny, small, base.")] = "micro",
     weights: Annotated[str, typer.Option(help="Checkpoint file (.safetensors, .pth).")] = "",
     backend: Annotated[
-        str, typer.Option(help="How mixers compute: see `stmbench mixers show halo`. [default: the fastest]")
+        str,
+        typer.Option(help="How mixers compute: see `stmbench mixers show halo`. \\[default: the fastest]"),
     ] = "",
     batch_size: Annotated[
-        int | None, typer.Option(min=1, help="Images at once. [default: 1, or 8 for a training step]")
+        int | None, typer.Option(min=1, help="Images at once. \\[default: 1, or 8 for a training step]")
     ] = None,
     image_size: Annotated[int, typer.Option(min=1, help="Height and width of an image.")] = 224,
     channels: Annotated[int, typer.Option(help="Of an image: 1 or 3.")] = 3,

@@ -24,7 +24,7 @@ app = typer.Typer(
     help="Keep the results database: upgrade, back up, check, merge. (To read results: leaderboard, export.)",
 )
 CopyFiles = Annotated[
-    bool, typer.Option("--copy-files", help="Copy the runs' files too. [default: they stay where they are]")
+    bool, typer.Option("--copy-files", help="Copy the runs' files too. \\[default: they stay where they are]")
 ]
 _SHOWN = 20  # runs that are named
 
@@ -47,7 +47,7 @@ def upgrade(db: Database = DEFAULT) -> None:
 @app.command()
 def backup(
     output: Annotated[
-        Path | None, typer.Option("--output", "-o", help="The copy. [default: beside it, with the time]")
+        Path | None, typer.Option("--output", "-o", help="The copy. \\[default: beside it, with the time]")
     ] = None,
     db: Database = DEFAULT,
 ) -> None:

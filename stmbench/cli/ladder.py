@@ -26,7 +26,7 @@ _STYLES = {"better": "green", "worse": "red", "inconclusive": "yellow"}
 def ladder(
     mixer: Annotated[str, typer.Option(help="The mixer whose own network is the first rung.")],
     scale: Annotated[
-        str | None, typer.Option(help="micro, tiny, small, base. [default: the recipe's]")
+        str | None, typer.Option(help="micro, tiny, small, base. \\[default: the recipe's]")
     ] = None,
     recipe: Annotated[str, typer.Option(help="A recipe's name or TOML file, for every rung.")] = "quick",
     original_recipe: Annotated[
@@ -37,7 +37,7 @@ def ladder(
     ] = "0",
     stage: Annotated[str, typer.Option(help="Stages, with commas between.")] = "build,train,eval,profile",
     data: Annotated[
-        str | None, typer.Option(help="Data set: a name or path. [default: the recipe's]")
+        str | None, typer.Option(help="Data set: a name or path. \\[default: the recipe's]")
     ] = None,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, mps.")] = "auto",
     set_: Annotated[

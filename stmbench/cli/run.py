@@ -35,7 +35,7 @@ Processes = Annotated[int, typer.Option("--gpus", min=1, help="Processes that tr
 
 def run(
     mixer: Annotated[
-        str | None, typer.Option(help="A mixer, several (halo,swin), or all. [default: halo]")
+        str | None, typer.Option(help="A mixer, several (halo,swin), or all. \\[default: halo]")
     ] = None,
     model: Annotated[
         str | None, typer.Option(help="A classifier of timm's, or several: timm:resnet18.")
@@ -44,19 +44,19 @@ def run(
         str, typer.Option(help="A stage, several (train,eval), or all the recipe lists.")
     ] = "all",
     scale: Annotated[
-        str | None, typer.Option(help="micro, tiny, small, base. [default: the recipe's]")
+        str | None, typer.Option(help="micro, tiny, small, base. \\[default: the recipe's]")
     ] = None,
     recipe: Annotated[
-        str | None, typer.Option(help="A recipe's name or TOML file. [default: quick, or --from's]")
+        str | None, typer.Option(help="A recipe's name or TOML file. \\[default: quick, or --from's]")
     ] = None,
     seed: Annotated[
         int, typer.Option(help="Seed of weights, order and augmentation.", min=0, max=2**32 - 1)
     ] = 0,
     seeds: Annotated[
-        str | None, typer.Option(help="Several seeds, a run for each: 0,1,2. [default: --seed]")
+        str | None, typer.Option(help="Several seeds, a run for each: 0,1,2. \\[default: --seed]")
     ] = None,
     data: Annotated[
-        str | None, typer.Option(help="Data set: a name or path. [default: the recipe's]")
+        str | None, typer.Option(help="Data set: a name or path. \\[default: the recipe's]")
     ] = None,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, mps.")] = "auto",
     weights: Annotated[
@@ -66,12 +66,13 @@ def run(
         str | None, typer.Option("--from", metavar="RUN", help="Start from the weights of this run instead.")
     ] = None,
     backend: Annotated[
-        str, typer.Option(help="How mixers compute: see `stmbench mixers show halo`. [default: the fastest]")
+        str,
+        typer.Option(help="How mixers compute: see `stmbench mixers show halo`. \\[default: the fastest]"),
     ] = "",
     design: Annotated[
         str | None,
         typer.Option(
-            help="What stands around the mixers: original, or a step: `stmbench ladder`. [default: unified]"
+            help="What stands around the mixers: original, or a step: `stmbench ladder`. \\[default: unified]"
         ),
     ] = None,
     set_: Annotated[
