@@ -24,12 +24,12 @@ from typing import Any, get_args
 
 import torch
 
-from stmbench import catalog, evidence, recipe
+from stmbench import catalog, devices, evidence, recipe
 from stmbench.measure.setting import Execution, MemoryFormat, Precision
 from stmbench.measure.statistics import Ratio, ratio
 from stmbench.measure.worker import Prepared, Round, Setting, Worker, WorkerError, check
 from stmbench.nn import timm_models
-from stmbench.plan import check_backend, find_device
+from stmbench.plan import check_backend
 from stmbench.recipe import Profile
 from stmbench.record import Job, Note, Progress
 from stmbench.training import network
@@ -132,7 +132,7 @@ def contender(text: str, options: Options, name: str = "") -> Contender:
         if not equals:
             raise ValueError(f"A contender is NAME or NAME@key=value,key=value, not '{text}'.")
         own[catalog.known("key of a contender", key, _KEYS)] = value
-    options = dataclasses.replace(options, **own, device=find_device(options.device))
+    options = dataclasses.replace(options, **own, device=devices.find(options.device))
     found = Contender(
         name=name or text,
         job=_job(network_name, own, options),

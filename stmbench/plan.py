@@ -10,7 +10,7 @@ import torch
 from timm.optim import list_optimizers
 
 import stmbench.data
-from stmbench import catalog, recipe, world
+from stmbench import catalog, devices, recipe
 from stmbench.data import DataInfo, DetectionInfo
 from stmbench.measure.count import declared
 from stmbench.measure.setting import check as check_profile
@@ -26,10 +26,8 @@ from stmbench.record import Job
 from stmbench.stages.build import parameters
 from stmbench.stages.probe import check as check_probe
 from stmbench.training import optimizer
-from stmbench.training.engine import shares
 from stmbench.training.network import classes_of, image_shape, make, start_detector
 
-KINDS = ("cuda", "mps", "cpu")  # of devices
 _LOOKS = ("eval", "erf", "invariance", "robustness", "probe")  # stages that look at a network with weights
 _ONLY = Backend(PLAIN, "always: there is no other", torch.nn.Module.__call__)
 
@@ -125,7 +123,7 @@ def request(
         stages=stages(stage, protocol),
         seed=seed,
         info=find_data(source, protocol),
-        device=_elsewhere(device, protocol) if elsewhere else find_device(device),
+        device=devices.elsewhere(device, protocol) if elsewhere else devices.find(device),
         weights=str(places.locate(weights, mixers, scale).resolve()) if weights else None,
         backend=backend,
         design=design,
@@ -285,49 +283,6 @@ def prepared(protocol: Recipe, preprocessing: Mapping[str, Any]) -> Recipe:
     """The recipe with some of its data section's values replaced."""
     values = protocol.values()
     return recipe.from_values(values | {"data": values["data"] | dict(preprocessing)}, protocol.name)
-
-
-def find_device(name: str) -> str:
-    """`auto` as the best device there is; ValueError for one that is not here."""
-    here = dict.fromkeys(KINDS, False) | dict.fromkeys(devices(), True)
-    if name == "auto":
-        return world.place(devices()[0])
-    kind, _, index = name.partition(":")
-    catalog.known("device", kind, ["auto", *here])
-    if not here[kind]:
-        raise ValueError(f"No {kind} device here. Use --device auto; `stmbench doctor` shows what there is.")
-    if index and (not index.isdigit() or kind != "cuda" or int(index) >= torch.cuda.device_count()):
-        raise ValueError(f"No device '{name}' here; `stmbench doctor` shows what there is.")
-    return world.place(name)
-
-
-def _elsewhere(name: str, protocol: Recipe) -> str:
-    """The device of another machine, where nothing depends on what only that machine knows."""
-    if name == "auto":
-        raise ValueError("Which device is best elsewhere is not known here: give --device cuda or cpu.")
-    catalog.known("device", name, KINDS)
-    if name == "cuda" and protocol.train.precision == "auto":
-        raise ValueError(
-            "train.precision = auto depends on a GPU that is elsewhere: set train.precision=bf16."
-        )
-    return name
-
-
-def check_processes(count: int, device: str, protocol: Recipe) -> None:
-    """ValueError where there are not so many GPUs, or the recipe's batch cannot be dealt out to them."""
-    if count == 1:
-        return
-    shares(protocol, count)
-    if device.startswith("cuda:") and not world.launched():
-        raise ValueError(f"--gpus chooses the GPUs itself: give --device cuda, not {device}.")
-    if device == "cuda" and count > torch.cuda.device_count():
-        raise ValueError(f"There are {torch.cuda.device_count()} GPUs here, fewer than --gpus {count}.")
-
-
-def devices() -> list[str]:
-    """The kinds of devices that are here, the fastest first."""
-    here = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
-    return [kind for kind in KINDS if here[kind]]
 
 
 def size(asked: Request, mixer: str) -> tuple[int, int | None]:

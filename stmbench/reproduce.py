@@ -16,7 +16,7 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 
-from stmbench import plan, recipe
+from stmbench import devices, plan, recipe
 from stmbench.evidence import sha256
 from stmbench.measure.shares import wilson
 from stmbench.plan import Request
@@ -79,7 +79,7 @@ def request(run: RunRecord, *, data: str | None = None, weights: str | None = No
     weights = weights or run.weights or None
     if weights and sha256(weights) != run.weights_sha256:
         raise ValueError(f"{weights} is not the file that {run.id} started from. Give --weights.")
-    device = plan.find_device(run.device)
+    device = devices.find(run.device)
     if device == "cpu":
         torch.set_num_threads(run.threads)
     asked = Request(

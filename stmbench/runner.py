@@ -12,9 +12,9 @@ from dataclasses import dataclass
 
 import torch
 
-from stmbench import catalog, evidence, recipe, world
+from stmbench import catalog, devices, evidence, recipe, world
 from stmbench.evidence import sha256
-from stmbench.plan import Request, find_data, find_device, prepared
+from stmbench.plan import Request, find_data, prepared
 from stmbench.record import Artifact, Event, Job, Measurement
 from stmbench.store import RunRecord, Store, claims
 from stmbench.store.records import State
@@ -54,7 +54,7 @@ def reopen(name: str, store: Store) -> Job:
         raise ValueError(
             f"Run {run.id} was taken in under another id: resume it as {run.folder.name}, at home."
         )
-    job = _job(run, store, data=run.data_source, weights=run.weights or None, device=find_device(run.device))
+    job = _job(run, store, data=run.data_source, weights=run.weights or None, device=devices.find(run.device))
     _check_data(run)
     _check_files(run, job, store)
     store.reopen(run.id)

@@ -15,7 +15,7 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
-from stmbench import bench, catalog, plan, runner
+from stmbench import bench, catalog, devices, plan, runner
 from stmbench.cli import app, errors
 from stmbench.measure import count
 from stmbench.measure.setting import Round, Setting
@@ -232,7 +232,7 @@ def test_contenders_have_backends() -> None:
 
 
 def test_mixers_show_tells_what_takes_what(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(plan, "devices", lambda: ["cpu"])
+    monkeypatch.setattr(devices, "kinds", lambda: ["cpu"])
     monkeypatch.setenv("COLUMNS", "120")
     text = CliRunner().invoke(app, ["mixers", "show", "choosy"]).stdout
     lines = {line.split()[0]: " ".join(line.split()[1:]) for line in text.splitlines() if line.strip()}

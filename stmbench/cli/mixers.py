@@ -68,11 +68,11 @@ def _sizes(row: "Mixer") -> Table:
 
 def _backends(row: "Mixer") -> Table:
     """A line for each backend, best first: when it is taken, and what each device here makes of it."""
-    from stmbench import plan
+    from stmbench import devices, plan
 
     table = Table("backend", "when", box=None, pad_edge=False)
     columns = []
-    for device in plan.devices():
+    for device in devices.kinds():
         for compiling in (False, True):
             how = f"{'compiled' if compiling else 'eager'} on {device}, {_PRECISION[device]}"
             table.add_column(how, overflow="fold")

@@ -87,7 +87,7 @@ def run(
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Show what would run, and run nothing.")] = False,
 ) -> None:
     """Build, train, evaluate and profile networks by one recipe, and store every number."""
-    from stmbench import plan, sinks, world
+    from stmbench import devices, plan, sinks, world
 
     if world.follows():
         return _take_part(device)
@@ -103,7 +103,7 @@ def run(
         from stmbench.cli import preview
 
         return preview.show(console, asked, numbers)
-    plan.check_processes(max(gpus, world.processes()), asked.device, asked.recipe)
+    devices.check_processes(max(gpus, world.processes()), asked.device, asked.recipe)
     if gpus > 1:
         return _launch(gpus)
     with world.joined(asked.device):
@@ -119,7 +119,7 @@ def resume(
     db: Database = DEFAULT,
 ) -> None:
     """Go on with an interrupted or failed run from its last checkpoint and stage."""
-    from stmbench import plan, runner, sinks, world
+    from stmbench import devices, runner, sinks, world
     from stmbench.store import open_store
 
     sinks.check(sink or ())
@@ -130,7 +130,7 @@ def resume(
         return _take_part(device)
     if gpus > 1:
         return _launch(gpus)
-    with world.joined(plan.find_device(device)):
+    with world.joined(devices.find(device)):
         follow_all(console, store, iter([runner.reopen(run, store)]), db, sinks=sink or ())
     return None
 
@@ -161,10 +161,10 @@ def _launch(gpus: int) -> None:
 
 def _take_part(device: str) -> None:
     """Be one of several processes, but not the first."""
-    from stmbench import plan, runner, world
+    from stmbench import devices, runner, world
 
     try:
-        with terminated_as_interrupt(), world.joined(plan.find_device(device)):
+        with terminated_as_interrupt(), world.joined(devices.find(device)):
             runner.follow()
     except KeyboardInterrupt:
         raise typer.Exit(130) from None

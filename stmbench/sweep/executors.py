@@ -4,7 +4,7 @@ from collections.abc import Generator
 
 import torch
 
-from stmbench.plan import find_device
+from stmbench import devices
 from stmbench.store import Store, database, open_store
 from stmbench.sweep import pool, rays, slurm
 from stmbench.sweep.file import Sweep
@@ -56,7 +56,7 @@ def check(sweep: Sweep, executor: str, *, jobs: int | None, gpus: str) -> list[i
     if gpus and not numbers:
         raise ValueError("--gpus 0 is no GPU at all: `--gpus 0,` is the first alone.")
     for number in numbers:
-        find_device(f"cuda:{number}")
+        devices.find(f"cuda:{number}")
     return list(dict.fromkeys(numbers))
 
 

@@ -253,8 +253,10 @@ def test_a_stopped_run_is_interrupted_and_no_other_is_begun(
         yield from real(*arguments)
 
     monkeypatch.setattr(engine, "_train_epoch", stops)
+    interrupt = signal.signal(signal.SIGINT, signal.default_int_handler)  # a job in the background ignores it
     before = signal.getsignal(signal.SIGTERM)
     code, out, _ = invoke("run", "--mixer", "dwconv,swin", "--stage", "train")
+    signal.signal(signal.SIGINT, interrupt)
     assert code == 130
     with open_store(str(tmp_path / "runs/stmbench.db"), create=False) as store:
         (run,) = store.runs()
