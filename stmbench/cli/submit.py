@@ -33,7 +33,7 @@ def submit(
     from stmbench import submit
 
     words = [word for word in context.args if word != "--"]
-    job = submit.training([*_checked(words, gpus, db), "--db", db], nodes=nodes, gpus=gpus)
+    job = submit.training([*_checked(words, nodes, gpus, db), "--db", db], nodes=nodes, gpus=gpus)
     typed = {"time": time, "cpus": cpus, "memory_gb": memory_gb, "partition": partition}
     given = {key: value for key, value in typed.items() if value is not None} | _pairs(slurm or [])
     asked = submit.options(given, nodes=nodes, gpus=gpus)
@@ -45,9 +45,10 @@ def submit(
     typer.echo(f"`stmbench runs{run.db_option(db)}` shows its run once it has started.")
 
 
-def _checked(words: list[str], gpus: int, db: str) -> list[str]:
+def _checked(words: list[str], nodes: int, gpus: int, db: str) -> list[str]:
     """The options of `stmbench run` with their device; an error now rather than after hours in a queue."""
     from stmbench import plan, sinks
+    from stmbench.training.engine import shares
 
     made = typer.Typer()
     made.command()(run.run)
@@ -60,7 +61,11 @@ def _checked(words: list[str], gpus: int, db: str) -> list[str]:
         words = [*words, "--device", given["device"]]
     sinks.check(given["sink"] or ())
     plan.seeds(given["seeds"] or str(given["seed"]))
-    asked = plan.request(**_arguments(given, db), elsewhere=True)
+    arguments = _arguments(given, db)
+    # The job finds the best precision where it runs; here any will do to check the rest.
+    arguments["overrides"] = ["train.precision=fp32", *arguments["overrides"]]
+    asked = plan.request(**arguments, elsewhere=True)
+    shares(asked.recipe, nodes * max(gpus, 1))
     for warning in asked.warnings:
         errors.warn(warning)
     return words

@@ -36,7 +36,7 @@ from stmbench.training.meter import Loss, Meter
 from stmbench.training.optimizer import make_optimizer
 
 REPORTS = 50  # per epoch: the device is waited for no more often than this
-VOTES = 10  # updates between two questions to all processes whether one was asked to stop
+VOTES = 10  # updates between two questions to all processes whether one was asked to stop; epochs end in one
 LOADER_S = 2.0  # for how long the loader alone is timed
 
 Numbers = dict[str, tuple[float, str]]  # name -> (value, unit)
@@ -345,7 +345,7 @@ def _update(trainer: Trainer, epoch: int, update: int) -> None:
 
 def _heed(trainer: Trainer, epoch: int, asked: Callable[[], bool]) -> None:
     """Stop here, with a checkpoint, if a process was asked to."""
-    if world.size() > 1 and trainer.update % VOTES:
+    if world.size() > 1 and trainer.update % VOTES and trainer.update < trainer.updates:
         return
     if world.any_of(asked()):
         trainer.save()

@@ -31,7 +31,7 @@ def test_options_of_the_run_may_stand_anywhere(invoke: Invoke, given: list[str],
 
 
 def test_a_node_with_gpus_trains_on_cuda(invoke: Invoke, given: list[str]) -> None:
-    options = ["--time", "30", "--gpus", "2", "--set", "train.precision=bf16", "--dry-run"]
+    options = ["--time", "30", "--gpus", "2", "--dry-run"]
     code, out, _ = invoke("submit", *given, *options)
     assert code == 0
     assert "--nproc-per-node 2 -m stmbench run" in out
@@ -42,7 +42,7 @@ def test_a_node_with_gpus_trains_on_cuda(invoke: Invoke, given: list[str]) -> No
     ("arguments", "code", "line"),
     [
         (["--time", "30", "--gpus", "0", "--scale", "tinny"], 2, "Did you mean 'tiny'?"),
-        (["--time", "30"], 2, "set train.precision=bf16"),
+        (["--time", "30", "--nodes", "3"], 2, "16 images cannot be dealt out to 3 processes"),
         (["--time", "30", "--gpus", "0", "--slurm", "qos"], 2, "--slurm takes KEY=VALUE, not 'qos'."),
         (["--time", "30", "--gpus", "0", "--slurm", "qoss=low", "--dry-run"], 2, "'qoss'"),
         (["--time", "30", "--gpus", "0", "--seeds", "a"], 2, "--seeds takes whole numbers"),

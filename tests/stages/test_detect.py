@@ -1,6 +1,7 @@
 """Detection as a stage: training, exact resumption, starting weights, evaluation alone, sizes, plans."""
 
 import dataclasses
+import importlib.util
 import json
 import os
 import subprocess
@@ -394,9 +395,9 @@ def test_the_published_protocol_and_the_longer_one() -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.skipif(not importlib.util.find_spec("deepforest"), reason="needs the photos of deepforest")
 @pytest.mark.parametrize("mixer", ["halo", "dwconv"])
 def test_detect_quick_finds_trees(mixer: str, tmp_path: Path) -> None:
-    pytest.importorskip("deepforest")
     job = Job(
         mixer=mixer,
         scale="micro",
