@@ -197,6 +197,11 @@ class Trainer:
             self.notes.append(Note(self.task.stage, damaged))
         if state is None:
             return
+        if "scores" not in state:
+            raise RuntimeError(
+                f"The checkpoint in {self.job.folder} is an older version's: start a new run, with "
+                f"--weights {network.weights_file(self.job, 'plain')} to go on from its weights."
+            )
         for kind, model in self.networks().items():
             model.load_state_dict(state["networks"][kind])
         self.optimizer.load_state_dict(state["optimizer"])

@@ -303,3 +303,9 @@ def test_divergence_fails_and_keeps_the_last_good_weights(job: Job) -> None:
     with pytest.raises(DivergedError, match=r"in epoch 2; the weights of epoch 1 are kept.*optimizer\.lr"):
         list(engine.train(job, task))
     assert engine.checkpoints.load(job.folder, "cpu")[0]["epoch"] == 1
+
+
+def test_a_checkpoint_of_an_older_version_is_told(job: Job) -> None:
+    torch.save({"epoch": 1, "top1": {}}, job.folder / "checkpoint.pt")
+    with pytest.raises(RuntimeError, match=r"older version's: start a new run, with --weights .*plain"):
+        engine.Trainer(job, Line(job))
