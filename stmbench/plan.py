@@ -164,6 +164,8 @@ def check(asked: Request, *, elsewhere: bool = False) -> None:
     if "profile" in asked.stages and not elsewhere:
         check_profile(asked.device, asked.recipe.profile)
     if isinstance(info, DetectionInfo):
+        if "detect" in asked.stages and not elsewhere:
+            stmbench.data.masks.library()  # AP is first asked for after an epoch
         _check_detection(asked, info)
         return
     _check_weights(asked)

@@ -3,6 +3,7 @@
 What others use of this package is what it lists here.
 """
 
+from stmbench.data import masks
 from stmbench.data.canvas import Canvases, Variant, canvas_loader
 from stmbench.data.detection import DetectionInfo
 from stmbench.data.detection_loaders import DetectionLoader, detection_eval_loader, detection_train_loader
@@ -36,6 +37,7 @@ __all__ = [
     "find_detection",
     "find_robustness",
     "loader_rate",
+    "masks",
     "mixup",
     "spread",
     "train_loader",

@@ -308,6 +308,14 @@ def ask(scenes: Path, tmp_path: Path) -> Callable[..., plan.Request]:
     return request
 
 
+def test_a_plan_without_the_library_of_ap_ends_before_anything_is_trained(
+    ask: Callable[..., plan.Request], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "faster_coco_eval", None)
+    with pytest.raises(ValueError, match=r"pip install 'stmbench\[detection\]'"):
+        ask()
+
+
 def test_a_plan_of_detection_takes_its_data_and_stages(ask: Callable[..., plan.Request]) -> None:
     asked = ask(mixer="halo,sra")
     assert asked.stages == ("build", "detect", "profile")
