@@ -21,7 +21,7 @@ from typing import IO, Any
 from stmbench.data import masks
 from stmbench.data.detection import Annotation, DetectionInfo, Packed, Split, is_trained_on
 from stmbench.data.images import MOST_UNREADABLE
-from stmbench.data.info import SPLITS, fingerprint
+from stmbench.data.info import FEW, SPLITS, few, fingerprint
 
 LAYOUTS = (
     "annotations/instances_train2017.json and instances_val2017.json, train.json and val.json, "
@@ -32,7 +32,6 @@ _FOLDERS = tuple(word for words in _WORDS.values() for word in words)
 _OTHER_TASKS = ("captions_", "person_keypoints_", "image_info_", "stuff_", "panoptic_")
 _FIFTH = 5  # a validation image for so many of a single file
 _TRIED = 100  # images that are looked for in each folder
-_FEW = 5
 
 
 @dataclass(slots=True)
@@ -133,7 +132,7 @@ def _layout(root: Path) -> dict[str, Path]:
     chosen = {"train": of["train"], "val": of["val"] or of["test"]}
     for split, paths in chosen.items():
         if len(paths) > 1:
-            names = ", ".join(str(path.relative_to(root)) for path in paths[:_FEW])
+            names = ", ".join(str(path.relative_to(root)) for path in paths[:FEW])
             raise ValueError(f"{root} has several annotation files for {split}: {names}. Keep one of them.")
     if all(chosen.values()):
         return {split: paths[0] for split, paths in chosen.items()}
@@ -165,7 +164,7 @@ def _locate(file: _File, root: Path, split: str) -> Iterator[str]:
             f"the first being {missing[0]}."
         )
     if missing:
-        yield f"Images that {file.path.name} lists are missing and left out: {_few(missing)}."
+        yield f"Images that {file.path.name} lists are missing and left out: {few(missing)}."
 
 
 def _bytes(path: Path) -> int:
@@ -328,7 +327,7 @@ def _objects(file: _File) -> Iterator[int]:
 def _never_seen(train: _File, val: _File) -> Iterator[str]:
     """Say which classes can only score 0; the mean over the classes has them all the same."""
     if wanted := sorted(set(_objects(val)) - set(_objects(train))):
-        names = _few([val.categories[category] for category in wanted])
+        names = few([val.categories[category] for category in wanted])
         yield f"Classes in val that train never has, whose AP can only be 0: {names}."
 
 
@@ -343,7 +342,3 @@ def _has_masks(train: _File, val: _File) -> bool:
     if len(first) == 2:
         raise ValueError(f"{first[False]} has no mask, where others have: give all of them one, or none.")
     return True in first
-
-
-def _few(values: Sequence[Any]) -> str:
-    return ", ".join(map(str, values[:_FEW])) + (" ..." if len(values) > _FEW else "")

@@ -18,7 +18,7 @@ from timm.data.readers.reader_image_folder import ReaderImageFolder
 from timm.data.readers.reader_image_in_tar import ReaderImageInTar
 from timm.utils.misc import natural_key
 
-from stmbench.data.info import SPLITS, DataInfo, fingerprint
+from stmbench.data.info import SPLITS, DataInfo, few, fingerprint
 
 VAL_NAMES = ("val", "validation", "test")
 LAYOUTS = (
@@ -105,7 +105,7 @@ def _find_classes(root: Path, train_path: Path, val_path: Path) -> DataInfo:
     val, val_classes = _open(val_path)
     if lacking := [name for name in val_classes if name not in classes]:
         raise ValueError(
-            f"{val_path} has classes that {train_path} lacks: {_few(lacking)}. Both need the same classes."
+            f"{val_path} has classes that {train_path} lacks: {few(lacking)}. Both need the same classes."
         )
     if len(classes) < 2:
         raise ValueError(f"{train_path} has one class only, {next(iter(classes))}: nothing to tell apart.")
@@ -160,7 +160,7 @@ def _find_lists(root: Path) -> DataInfo:
     readers = {split: ListReader(root / split, root / "meta" / f"{split}.txt") for split in SPLITS}
     labels = {split: {label for _, label in reader.samples} for split, reader in readers.items()}
     if lacking := sorted(labels["val"] - labels["train"]):
-        raise ValueError(f"{root}/meta/val.txt has labels that train.txt lacks: {_few(lacking)}.")
+        raise ValueError(f"{root}/meta/val.txt has labels that train.txt lacks: {few(lacking)}.")
     return DataInfo(
         name=root.name,
         source=str(root),
@@ -206,7 +206,3 @@ def _sample(path: Path, number: int, line: str) -> tuple[str, int]:
     if not name or not label.isascii() or not label.isdigit():
         raise ValueError(f"{path}, line {number}: expected 'relative/path.JPEG label', not '{line.strip()}'.")
     return name.strip(), int(label)
-
-
-def _few(values: list[Any]) -> str:
-    return ", ".join(map(str, values[:5])) + (" ..." if len(values) > 5 else "")

@@ -5,13 +5,14 @@ or a PIL image, with its label.
 """
 
 import hashlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import IO, Protocol, cast
 
 from PIL import Image
 
 SPLITS = ("train", "val")
+FEW = 5  # of many that a message names
 
 
 class Reader(Protocol):
@@ -82,6 +83,11 @@ def spread(info: DataInfo, count: int) -> tuple[DataInfo, tuple[int, ...]]:
     total = info.num_val
     indices = tuple(i * total // count for i in range(count)) if 0 < count < total else tuple(range(total))
     return replace(info, val=Part(cast(Reader, info.val), indices)), indices
+
+
+def few(values: Sequence[object]) -> str:
+    """The first of them, for a message."""
+    return ", ".join(map(str, values[:FEW])) + (" ..." if len(values) > FEW else "")
 
 
 def fingerprint(parts: Iterable[bytes | str]) -> str:

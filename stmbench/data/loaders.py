@@ -257,9 +257,8 @@ def _train_stream(
         )
     dataset = Stream(opened, info.num_classes)
     workers = recipe.data.workers
-    processes = (
-        STREAM_PROCESSES if workers < 0 else max(1, workers)
-    )  # only a process of its own starts afresh
+    # Only a process of its own starts afresh.
+    processes = STREAM_PROCESSES if workers < 0 else max(1, workers)
     batches = _batches(dataset, recipe, device, size, processes, batch_size=size, drop_last=True)
     generator = cast(torch.Generator, batches.loader.generator)
 
@@ -322,8 +321,9 @@ def _transform(recipe: Recipe, **options: Any) -> Any:
 def _batches(
     dataset: Any, recipe: Recipe, device: str, size: int, processes: int, **options: Any
 ) -> PrefetchLoader:
-    data, stream = recipe.data, isinstance(dataset, Stream)
-    if isinstance(dataset, Stream):
+    data = recipe.data
+    stream = isinstance(dataset, Stream)
+    if stream:
         dataset.set_loader_cfg(num_workers=processes)
     loader = DataLoader(
         dataset,

@@ -47,9 +47,8 @@ def found(info: DetectionInfo, detections: Sequence[Mapping[str, Any]]) -> Found
 
 def _results(info: DetectionInfo, detection: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
     boxes = np.asarray(detection["boxes"], np.float64).reshape(-1, 4)  # (N, 4)
-    boxes = np.concatenate([boxes[:, :2], boxes[:, 2:] - boxes[:, :2]], 1).round(
-        2
-    )  # left, top, width, height
+    sides = boxes[:, 2:] - boxes[:, :2]
+    boxes = np.concatenate([boxes[:, :2], sides], 1).round(2)  # left, top, width, height
     scores = np.asarray(detection["scores"], np.float64)
     for i, label in enumerate(np.asarray(detection["labels"]).tolist()):
         result = {

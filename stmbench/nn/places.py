@@ -13,10 +13,8 @@ import timm
 
 from stmbench import catalog
 
-_NAMES = (
-    "model.safetensors",
-    "pytorch_model.bin",
-)  # of the same weights, in timm's and transformers' folders
+# Of the same weights, in timm's and transformers' folders.
+_NAMES = ("model.safetensors", "pytorch_model.bin")
 _SUFFIXES = (".safetensors", ".bin", ".pth", ".pt")
 _HUB = re.compile(r"^(?:hf[-_]hub:|hf://|https://huggingface\.co/)(?P<id>[\w.-]+/[\w.-]+)", re.IGNORECASE)
 _SCALES = ("micro", "tiny", "small", "base")  # of the unified networks that are published

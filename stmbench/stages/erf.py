@@ -126,7 +126,7 @@ def _gather(look: _Look) -> Generator[Event, None, tuple[list[Field], np.ndarray
         if seen.any():
             yield from _add(fields, images[seen], recipe.erf.batch_size)
         yield Progress(STAGE, f"erf {look}", done, len(loader))
-    loader.dataset.check_skipped()
+    loader.check_skipped()
     return fields.levels, torch.cat(readable).numpy()
 
 

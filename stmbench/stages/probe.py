@@ -136,7 +136,7 @@ def _features(job: Job, model: nn.Module, info: DataInfo, of: str) -> Generator[
             labels[start : start + len(found)] = batch_labels.cpu()
             start += len(found)
             yield Progress(STAGE, of, done, len(loader))
-    loader.dataset.check_skipped()
+    loader.check_skipped()
     skipped = int((labels == UNREADABLE).sum())
     yield from left_out(STAGE, skipped, len(labels), of)
     if not bool(values.isfinite().all()):
