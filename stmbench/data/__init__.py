@@ -12,6 +12,7 @@ from stmbench.data.info import DataInfo, Part, spread
 from stmbench.data.loaders import Batches, Loader, eval_loader, loader_rate, mixup, train_loader
 from stmbench.data.published import PublishedImages
 from stmbench.data.robustness import ALEXNET_ERRORS, RobustnessFolder, find_robustness
+from stmbench.data.sampling import set_seed
 from stmbench.data.sources import find, find_detection
 
 __all__ = [
@@ -39,6 +40,7 @@ __all__ = [
     "loader_rate",
     "masks",
     "mixup",
+    "set_seed",
     "spread",
     "train_loader",
 ]

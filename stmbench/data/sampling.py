@@ -116,3 +116,5 @@ def set_seed(seed: int, device: str = "cpu") -> None:
         index = torch.device(device).index
         index = torch.cuda.current_device() if index is None else index
         torch.cuda.default_generators[index].manual_seed(seed)
+    elif device.startswith("mps"):
+        torch.mps.manual_seed(seed >> 32)

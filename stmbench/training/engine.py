@@ -11,7 +11,6 @@ on a CPU bit for bit, what it would have computed undisturbed.
 
 import contextlib
 import math
-import random
 from collections.abc import Callable, Generator, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Protocol
@@ -317,7 +316,7 @@ def _curves(trainer: Trainer, epoch: int, numbers: Mapping[str, float]) -> Itera
 def _pass(trainer: Trainer, batch: Any, epoch: int, step: int, *, sync: bool) -> Loss:
     """Forward and backward of this process's `step`-th micro-batch of the epoch."""
     job = trainer.job
-    seed_pass(job.seed, epoch, (step - 1) * world.size() + world.rank())
+    seed_pass(job, epoch, (step - 1) * world.size() + world.rank())
     alone = trainer.parallel.no_sync() if trainer.parallel and not sync else contextlib.nullcontext()
     with alone:
         with network.autocast(job.recipe, job.device):
@@ -326,12 +325,10 @@ def _pass(trainer: Trainer, batch: Any, epoch: int, step: int, *, sync: bool) ->
     return loss
 
 
-def seed_pass(seed: int, epoch: int, number: int) -> None:
+def seed_pass(job: Job, epoch: int, number: int) -> None:
     """Set torch's, NumPy's and Python's global generators for a micro-batch, counted over all processes."""
-    state = np.random.SeedSequence([seed, epoch, number]).generate_state(3)
-    torch.manual_seed(int(state[0]))
-    np.random.seed(state[1])  # noqa: NPY002 - timm draws from the global generator
-    random.seed(int(state[2]))
+    seed = np.random.SeedSequence([job.seed, epoch, number]).generate_state(1, np.uint64)  # (1,)
+    stmbench.data.set_seed(int(seed[0]), job.device)
 
 
 def _update(trainer: Trainer, epoch: int, update: int) -> None:
