@@ -21,7 +21,7 @@ from stmbench.mixers.layers import ceil_div
 HALVES = (torch.bfloat16, torch.float16)
 
 # Bytes of scratch at a time: more falls out of the caches, and beyond 32 MiB each buffer is fresh pages.
-SCRATCH = 8 * 2**20
+SCRATCH = 16 * 2**20
 
 
 def plain(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None = None) -> Tensor:

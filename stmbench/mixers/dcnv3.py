@@ -28,7 +28,7 @@ from stmbench.record import Macs
 
 GROUP = 16  # channels that share offsets
 POINTS = 9
-PIECE = 4 << 20  # bytes of samples that are held at a time: what the caches of two cores hold
+PIECE = 16 << 20  # bytes of samples that are held at a time: what the caches of two cores hold
 
 
 class DeformableConvV3(BackendMixer):

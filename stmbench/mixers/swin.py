@@ -4,15 +4,18 @@ Liu et al. 2021, "Swin Transformer" (arXiv:2103.14030). Departures: each axis is
 an axis not longer than the window is one window of its own length, without shift; any other axis is padded
 at its end to whole windows, and padded keys are masked out. Masks and biases are made anew for every size.
 
-`chunked` is not twice differentiable; the others are as far as torch's attention is, `plain` anyhow.
+`copied` and `chunked` are not twice differentiable; the others are as far as torch's attention is, `plain`
+anyhow.
 
 Shapes: B batch, H x W positions, n x m windows of a x b positions, T = a b, C channels, h heads, D = C / h.
 """
 
-from collections.abc import Callable, Iterator
+import functools
+from collections.abc import Callable
 from functools import partial
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
@@ -37,18 +40,9 @@ class _Axis(NamedTuple):
     def size(self) -> int:
         return self.number * self.window
 
-    def pieces(self) -> list[tuple[slice, slice, slice]]:
-        """Which windows hold, at which of their places, which positions: the last one wraps around."""
-        n, a, s = self
-        if not s:
-            return [(slice(0, n), slice(0, a), slice(0, n * a))]
-        whole = (slice(0, n - 1), slice(0, a), slice(s, s + (n - 1) * a))
-        last = slice(n - 1, n)
-        return [
-            whole,
-            (last, slice(0, a - s), slice(s + (n - 1) * a, n * a)),
-            (last, slice(a - s, a), slice(0, s)),
-        ]
+    def positions(self) -> np.ndarray:
+        """Where each window takes its positions from, (n, a): the last one wraps around."""
+        return ((np.arange(self.size) + self.shift) % self.size).reshape(self.number, self.window)
 
 
 class _Layout(NamedTuple):
@@ -71,37 +65,32 @@ class _Layout(NamedTuple):
         rows, columns = self.ys.size - x.shape[1], self.xs.size - x.shape[2]
         return F.pad(x, (0, 0, 0, columns, 0, rows)) if rows or columns else x
 
-    def pairs(self, x: Tensor, windows: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
-        """Views of a map (B, n a, m b, k C) and its windows (k, B n m h, T, D), alike in shape and meaning.
-
-        Whoever copies one into the other moves the map and cuts it in one go.
-        """
-        k, D = windows.shape[0], windows.shape[-1]
-        (n, a, _), (m, b, _) = self.ys, self.xs
-        windows = windows.view(k, -1, n, m, self.heads, a, b, D)
-        for ns, rows, top in self.ys.pieces():
-            for ms, columns, left in self.xs.pieces():
-                cut = windows[:, :, ns, ms, :, rows, columns]
-                n, m, a, b = cut.shape[2], cut.shape[3], cut.shape[5], cut.shape[6]
-                piece = (
-                    x[:, top, left].unflatten(3, (k, self.heads, D)).unflatten(2, (m, b)).unflatten(1, (n, a))
-                )
-                # (b, n, a, m, b, k, h, D) with the cut's own n, a, m and b
-                yield piece.permute(5, 0, 1, 3, 6, 2, 4, 7), cut
-
     def cut(self, x: Tensor, parts: int) -> Tensor:
-        """(B, n a, m b, k C) -> (k, B n m h, T, D)."""
-        D = x.shape[-1] // parts // self.heads
-        windows = x.new_empty(parts, x.shape[0] * self.groups, self.positions, D)
-        for piece, place in self.pairs(x, windows):
-            place.copy_(piece)
-        return windows
+        """(B, n a, m b, k C) -> (k, B n m h, T, D), moved and cut in one go."""
+        order, _ = _orders(self, parts, x.shape[0])
+        rows = x.reshape(-1, x.shape[-1] // parts // self.heads)
+        windows = torch.index_select(rows, 0, torch.from_numpy(order))
+        return windows.view(parts, -1, self.positions, rows.shape[-1])
 
     def join(self, windows: Tensor, out: Tensor) -> Tensor:
         """The way back, into `out`."""
-        for place, piece in self.pairs(out, windows):
-            place.copy_(piece)
+        parts, D = windows.shape[0], windows.shape[-1]
+        _, order = _orders(self, parts, out.shape[0])
+        torch.index_select(windows.view(-1, D), 0, torch.from_numpy(order), out=out.view(-1, D))
         return out
+
+
+@functools.lru_cache(maxsize=64)
+def _orders(layout: _Layout, parts: int, batch: int) -> tuple[np.ndarray, np.ndarray]:
+    """Which vector (D) of a map (B, n a, m b, k, h) comes where in its windows (k, B, n m h, T), and back."""
+    ys, xs, heads = layout
+    vectors = np.arange(batch * ys.size * xs.size * parts * heads, dtype=np.int32)
+    vectors = vectors.reshape(batch, ys.size, xs.size, parts, heads)
+    windows = vectors[:, ys.positions()][:, :, :, xs.positions()]  # (B, n, a, m, b, k, h)
+    order = windows.transpose(5, 0, 1, 3, 6, 2, 4).ravel()
+    back = np.empty_like(order)
+    back[order] = np.arange(len(order), dtype=np.int32)
+    return order, back
 
 
 class ShiftedWindowAttention(BackendMixer):
@@ -203,42 +192,42 @@ def _attend(mixer: ShiftedWindowAttention, x: Tensor, attend: Callable[..., Tens
 
 
 def _copied(mixer: ShiftedWindowAttention, x: Tensor) -> Tensor:
-    B, H, W, C = x.shape
+    H, W = x.shape[1:3]
     layout = mixer.layout(x)
-    windows: Any = _Cut.apply(layout.pad(mixer.qkv(x)), layout, 3)
-    q, k, v = windows.view(3, B, layout.groups, layout.positions, C // mixer.num_heads)
-    bias = mixer.bias(H, W)
-    out = attention.plain(q, k, v, bias.repeat(layout.groups // bias.shape[0], 1, 1)[None])
-    out: Any = _Join.apply(out.flatten(0, 1)[None], layout)
+    out: Any = _CopiedSwin.apply(layout.pad(mixer.qkv(x)), mixer.bias(H, W), layout)
     return mixer.proj(out[:, :H, :W])
 
 
-class _Cut(torch.autograd.Function):
-    """`_Layout.cut`: a shifted map is cut where it lies, and never moved."""
+class _CopiedSwin(torch.autograd.Function):
+    """qkv (B, n a, m b, 3C), bias (h or n m h, T, T) -> (B, n a, m b, C).
+
+    A shifted map is cut where it lies, and never moved. Keeps windows and probabilities.
+    """
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, layout: _Layout, parts: int) -> Tensor:
-        ctx.layout = layout
-        return layout.cut(x, parts)
+    def forward(ctx: Any, qkv: Tensor, bias: Tensor, layout: _Layout) -> Tensor:
+        q, k, v = windows = layout.cut(qkv, 3)
+        p = attention.probabilities(q, k, scale=q.shape[-1] ** -0.5, bias=bias)
+        ctx.save_for_backward(windows, p)
+        ctx.layout, ctx.bias = layout, bias.shape
+        return layout.join(torch.bmm(p, v)[None], qkv.new_empty(*qkv.shape[:3], qkv.shape[3] // 3))
 
     @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Any, None, None]:  # pyright: ignore
-        return _Join.apply(grads[0], ctx.layout), None, None
-
-
-class _Join(torch.autograd.Function):
-    """`_Layout.join`, the way back: windows (k, B n m h, T, D) -> (B, n a, m b, k C)."""
-
-    @staticmethod
-    def forward(ctx: Any, windows: Tensor, layout: _Layout) -> Tensor:
-        ctx.layout, ctx.parts = layout, windows.shape[0]
-        batch, width = windows.shape[1] // layout.groups, windows.shape[-1] * layout.heads * ctx.parts
-        out = windows.new_empty(batch, layout.ys.size, layout.xs.size, width)
-        return layout.join(windows.contiguous(), out)
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Any, None]:  # pyright: ignore
-        return _Cut.apply(grads[0], ctx.layout, ctx.parts), None
+    @once_differentiable
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor, None]:  # pyright: ignore
+        (windows, p), layout = ctx.saved_tensors, ctx.layout
+        q, k, v = windows
+        scale = q.shape[-1] ** -0.5
+        upper = layout.cut(grads[0], 1)[0]
+        to_q, to_k, to_v = to_windows = torch.empty_like(windows)
+        torch.bmm(p.transpose(1, 2), upper, out=to_v)
+        scores = torch.bmm(upper, v.transpose(1, 2))
+        torch.ops.aten._softmax_backward_data.out(scores, p, -1, p.dtype, grad_input=scores)
+        to_bias = scores.view(-1, *ctx.bias).sum(0)
+        torch.baddbmm(to_q, scores, k, beta=0, alpha=scale, out=to_q)
+        torch.baddbmm(to_k, scores.transpose(1, 2), q, beta=0, alpha=scale, out=to_k)
+        to_qkv = upper.new_empty(*grads[0].shape[:3], 3 * grads[0].shape[3])
+        return layout.join(to_windows, to_qkv), to_bias, None
 
 
 def _flex(q: Tensor, k: Tensor, v: Tensor, bias: Tensor) -> Tensor:

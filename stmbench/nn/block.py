@@ -12,6 +12,7 @@ from timm.layers.drop import DropPath
 from timm.layers.mlp import Mlp
 from torch import Tensor, nn
 
+from stmbench.eager import is_eager_cpu
 from stmbench.nn import sliced_mlp
 from stmbench.record import Macs
 
@@ -40,7 +41,7 @@ class Residual(nn.Module):
         keep = x.new_empty(len(x), 1, 1, 1).bernoulli_(1 - rate)
         if rate < 1:
             gamma = gamma / (1 - rate)
-        if not sliced_mlp.is_eager_cpu(x):
+        if not is_eager_cpu(x):
             return add(x, keep * gamma)  # (B, 1, 1, C): nothing here waits for the device
         kept = keep.view(-1).nonzero().squeeze(1)
         if len(kept) == len(x):

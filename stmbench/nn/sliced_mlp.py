@@ -18,12 +18,14 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
+from stmbench.eager import column_sums, is_eager_cpu
+
 # N positions, n of them in a slice, C channels, D hidden channels
 
-SLICE = 2048  # positions: fewer slow the products down, more leave the cache
+SLICE = 4096  # positions: fewer slow the products down, more leave the cache
 LARGE = 2**22  # hidden numbers: tensors of 16 MiB, of which the system takes many back (all from 32 MiB on)
 SMALL = 2**21  # hidden numbers: below, there is too little to save
-WIDEST = 256  # channels: from here on the product to compute again costs more than the memory it saves
+WIDEST = 100  # channels: from here on the product to compute again costs more than the memory it saves
 
 aten = torch.ops.aten
 
@@ -38,18 +40,6 @@ class Weights(NamedTuple):
     fc2: Tensor  # (C, D)
     fc2_bias: Tensor  # (C,)
     gamma: Tensor  # (C,)
-
-
-def is_eager_cpu(x: Tensor) -> bool:
-    """Whether operators run on a CPU right away, with nobody to trace, transform, cast or count them."""
-    return (
-        x.device.type == "cpu"
-        and not torch.compiler.is_compiling()
-        and not torch.jit.is_tracing()
-        and not torch.is_autocast_enabled("cpu")
-        and not torch._C._len_torch_dispatch_stack()
-        and not torch._C._are_functorch_transforms_active()
-    )
 
 
 def applies(x: Tensor, norm: nn.LayerNorm, mlp: Mlp) -> bool:
@@ -106,7 +96,7 @@ class _GeluLinear(torch.autograd.Function):
         weight_grad = upper.t() @ a
         torch.mm(upper, weight, out=a)  # a's gradient, and then h's, in a's place
         aten.gelu_backward.grad_input(a, rows, grad_input=a)
-        return a.view_as(h), weight_grad, upper.sum(0)
+        return a.view_as(h), weight_grad, column_sums(upper)
 
 
 def _forward(x: Tensor, eps: float, weights: Weights) -> Tensor:
@@ -158,7 +148,9 @@ class _Gradients:
     def __init__(self, weights: Weights, eps: float) -> None:
         self.weights, self.eps = weights, eps
         self.scaled = weights.fc2 * weights.gamma[:, None]  # the two that follow each other, as one
-        self.sums = Weights(*(torch.zeros_like(each) for each in weights))
+        sums = Weights(*(torch.zeros_like(each) for each in weights))
+        # A product with few rows is faster than one with few columns: (C, D), not (D, C).
+        self.sums = sums._replace(fc1=sums.fc1.new_zeros(sums.fc1.shape[::-1]))
 
     def add(self, x: Tensor, grad: Tensor) -> Tensor:
         """Add those of a slice (n, C), and give that of its input through the branch."""
@@ -168,11 +160,11 @@ class _Gradients:
         a = F.gelu(h)
         # Of gamma * fc2, whose gradient gives those of both.
         sums.fc2.addmm_(grad.t(), a)
-        sums.fc2_bias.add_(grad.sum(0))
+        sums.fc2_bias.add_(column_sums(grad))
         torch.mm(grad, self.scaled, out=a)  # a's gradient, and then h's, in a's place
         aten.gelu_backward.grad_input(a, h, grad_input=a)
-        sums.fc1.addmm_(a.t(), normed)
-        sums.fc1_bias.add_(a.sum(0))
+        sums.fc1.addmm_(normed.t(), a)
+        sums.fc1_bias.add_(column_sums(a))
         back, norm, norm_bias = aten.native_layer_norm_backward(
             torch.mm(a, w.fc1), x, x.shape[1:], mean, scale, w.norm, w.norm_bias, [True, True, True]
         )
@@ -185,5 +177,8 @@ class _Gradients:
         w, sums = self.weights, self.sums
         gamma = (sums.fc2 * w.fc2).sum(1).addcmul_(sums.fc2_bias, w.fc2_bias)
         return sums._replace(
-            fc2=sums.fc2.mul_(w.gamma[:, None]), fc2_bias=sums.fc2_bias.mul_(w.gamma), gamma=gamma
+            fc1=sums.fc1.t(),
+            fc2=sums.fc2.mul_(w.gamma[:, None]),
+            fc2_bias=sums.fc2_bias.mul_(w.gamma),
+            gamma=gamma,
         )
