@@ -23,9 +23,11 @@ from stmbench.eager import column_sums, is_eager_cpu
 # N positions, n of them in a slice, C channels, D hidden channels
 
 SLICE = 4096  # positions: fewer slow the products down, more leave the cache
-LARGE = 2**22  # hidden numbers: tensors of 16 MiB, of which the system takes many back (all from 32 MiB on)
-SMALL = 2**21  # hidden numbers: below, there is too little to save
-WIDEST = 100  # channels: from here on the product to compute again costs more than the memory it saves
+NARROW = 100  # channels: beyond, the product to compute again costs more than the memory traffic it saves
+# Hidden numbers from which on something is gained in training. Of tensors of 16 MiB the system takes many
+# back, and all from 32 MiB on.
+LARGE = 2**22  # in slices, for few channels
+HUGE = 2**23  # by computing the GELU again, for many
 
 aten = torch.ops.aten
 
@@ -46,13 +48,10 @@ def applies(x: Tensor, norm: nn.LayerNorm, mlp: Mlp) -> bool:
     """Whether `add_mlp` may compute this, and has anything to gain."""
     if not is_eager_cpu(x):  # asked first: a compiler would hold on to what it is told of sizes
         return False
-    if torch.is_grad_enabled() and _hidden(x, mlp) < SMALL:
+    hidden = x.numel() // x.shape[-1] * len(mlp.fc1.weight)
+    if torch.is_grad_enabled() and hidden < (LARGE if x.shape[-1] <= NARROW else HUGE):
         return False
     return all(_is_plain(each) for each in (norm, mlp, mlp.fc1, mlp.act, mlp.fc2))
-
-
-def _hidden(x: Tensor, mlp: Mlp) -> int:
-    return x.numel() // x.shape[-1] * len(mlp.fc1.weight)
 
 
 def _is_plain(module: nn.Module) -> bool:
@@ -67,7 +66,7 @@ def add_mlp(x: Tensor, norm: nn.LayerNorm, mlp: Mlp, gamma: Tensor) -> Tensor:
     assert fc1.bias is not None
     assert fc2.bias is not None
     grad = torch.is_grad_enabled()
-    if grad and (_hidden(x, mlp) < LARGE or x.shape[-1] > WIDEST):
+    if grad and x.shape[-1] > NARROW:
         return torch.addcmul(x, gamma, _GeluLinear.apply(fc1(norm(x)), fc2.weight, fc2.bias))
     weights = Weights(norm.weight, norm.bias, fc1.weight, fc1.bias, fc2.weight, fc2.bias, gamma)
     rows = x.reshape(-1, x.shape[-1])  # (N, C)
