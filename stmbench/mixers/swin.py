@@ -69,14 +69,15 @@ class _Layout(NamedTuple):
         """(B, n a, m b, k C) -> (k, B n m h, T, D), moved and cut in one go."""
         order, _ = _orders(self, parts, x.shape[0])
         rows = x.reshape(-1, x.shape[-1] // parts // self.heads)
-        windows = torch.index_select(rows, 0, torch.from_numpy(order))
+        windows = torch.index_select(rows, 0, torch.from_numpy(order).to(x.device))
         return windows.view(parts, -1, self.positions, rows.shape[-1])
 
     def join(self, windows: Tensor, out: Tensor) -> Tensor:
         """The way back, into `out`."""
         parts, D = windows.shape[0], windows.shape[-1]
-        _, order = _orders(self, parts, out.shape[0])
-        torch.index_select(windows.view(-1, D), 0, torch.from_numpy(order), out=out.view(-1, D))
+        _, back = _orders(self, parts, out.shape[0])
+        back = torch.from_numpy(back).to(out.device)
+        torch.index_select(windows.view(-1, D), 0, back, out=out.view(-1, D))
         return out
 
 
