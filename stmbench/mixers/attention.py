@@ -83,13 +83,15 @@ def probabilities(q: Tensor, k: Tensor, *, scale: float = 1.0, bias: Tensor | No
     return torch.softmax(scores, -1, out=scores)
 
 
-def scaled(x: Tensor, y: Tensor, scale: float) -> Tensor:
+def scaled(x: Tensor, y: Tensor, scale: float, *, out: Tensor | None = None) -> Tensor:
     """scale x y of (N, T, X) and (N, X, S), scaled by the product itself."""
-    return torch.baddbmm(x.new_empty(1, 1, 1), x, y, beta=0, alpha=scale)
+    if out is None:
+        out = x.new_empty(*x.shape[:2], y.shape[2])
+    return torch.baddbmm(out, x, y, beta=0, alpha=scale, out=out)  # added to itself: anything else is copied
 
 
-def differentiate(p: Tensor, v: Tensor, grad: Tensor) -> tuple[Tensor, Tensor]:
-    """Gradients of the scores (N, T, S) and of v, from that of p v (N, T, D)."""
+def differentiate(p: Tensor, v: Tensor, grad: Tensor, *, out: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    """Gradients of the scores (N, T, S) and of v, which may go into `out`, from that of p v (N, T, D)."""
     scores = torch.bmm(grad, v.transpose(1, 2))
     torch.ops.aten._softmax_backward_data.out(scores, p, -1, p.dtype, grad_input=scores)
-    return scores, torch.bmm(p.transpose(1, 2), grad)
+    return scores, torch.bmm(p.transpose(1, 2), grad, out=out)

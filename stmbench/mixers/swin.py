@@ -217,18 +217,20 @@ class _CopiedSwin(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor, None]:  # pyright: ignore
         (windows, p), layout = ctx.saved_tensors, ctx.layout
-        q, k, v = windows
-        scale = q.shape[-1] ** -0.5
-        upper = layout.cut(grads[0], 1)[0]
-        to_q, to_k, to_v = to_windows = torch.empty_like(windows)
-        torch.bmm(p.transpose(1, 2), upper, out=to_v)
-        scores = torch.bmm(upper, v.transpose(1, 2))
-        torch.ops.aten._softmax_backward_data.out(scores, p, -1, p.dtype, grad_input=scores)
-        to_bias = scores.view(-1, *ctx.bias).sum(0)
-        torch.baddbmm(to_q, scores, k, beta=0, alpha=scale, out=to_q)
-        torch.baddbmm(to_k, scores.transpose(1, 2), q, beta=0, alpha=scale, out=to_k)
-        to_qkv = upper.new_empty(*grads[0].shape[:3], 3 * grads[0].shape[3])
-        return layout.join(to_windows, to_qkv), to_bias, None
+        to_windows, scores = _differentiate(windows, p, layout.cut(grads[0], 1)[0])
+        to_qkv = grads[0].new_empty(*grads[0].shape[:3], 3 * grads[0].shape[3])
+        return layout.join(to_windows, to_qkv), scores.view(-1, *ctx.bias).sum(0), None
+
+
+def _differentiate(windows: Tensor, p: Tensor, grad: Tensor) -> tuple[Tensor, Tensor]:
+    """Gradients of windows (3, N, T, D) and their scores (N, T, T), from that of what they mix (N, T, D)."""
+    q, k, v = windows
+    to_q, to_k, to_v = to_windows = torch.empty_like(windows)
+    scores, _ = attention.differentiate(p, v, grad, out=to_v)
+    scale = q.shape[-1] ** -0.5
+    attention.scaled(scores, k, scale, out=to_q)
+    attention.scaled(scores.transpose(1, 2), q, scale, out=to_k)
+    return to_windows, scores
 
 
 def _flex(q: Tensor, k: Tensor, v: Tensor, bias: Tensor) -> Tensor:
@@ -272,16 +274,11 @@ class _ChunkedSwin(torch.autograd.Function):
         (qkv, bias), layout = ctx.saved_tensors, ctx.layout
         to_qkv, to_bias = torch.empty_like(qkv), torch.zeros_like(bias)
         for part in _parts(layout, qkv):
-            q, k, v = windows = layout.cut(qkv[part], 3)
-            scale = q.shape[-1] ** -0.5
-            p = attention.probabilities(q, k, scale=scale, bias=bias)
-            scores, to_v = attention.differentiate(p, v, layout.cut(grads[0][part], 1)[0])
+            q, k, _ = windows = layout.cut(qkv[part], 3)
+            p = attention.probabilities(q, k, scale=q.shape[-1] ** -0.5, bias=bias)
+            to_windows, scores = _differentiate(windows, p, layout.cut(grads[0][part], 1)[0])
             to_bias += scores.view(-1, *bias.shape).sum(0)
-            to_q, to_k = (
-                attention.scaled(scores, k, scale),
-                attention.scaled(scores.transpose(1, 2), q, scale),
-            )
-            layout.join(torch.stack([to_q, to_k, to_v], out=windows), to_qkv[part])
+            layout.join(to_windows, to_qkv[part])
         return to_qkv, to_bias, None
 
 

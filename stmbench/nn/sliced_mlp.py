@@ -3,8 +3,8 @@
 Where hidden activations are large and channels few, a slice of positions goes through all of it at a time,
 and its activations stay in the cache. No tensor of their full size is made: an allocator gives one that large
 back to the system, which hands it out anew page by page, and that costs more than computing what it holds.
-Training keeps x alone, and computes the rest again. Elsewhere training keeps what goes into the GELU and
-computes again what comes out of it.
+Training keeps x alone, and computes the rest again. Where channels are many and hidden activations larger
+still, training keeps what goes into the GELU and computes again what comes out of it.
 
 The same numbers as the modules give, but for rounding. Whatever needs to see the modules or their operators
 (a compiler, an exporter, a counter, autocast, hooks) is left to them.
