@@ -75,9 +75,11 @@ def portions(batch: int, bytes_each: int) -> list[slice]:
     return [slice(start, start + step) for start in range(0, batch, step)]
 
 
-def probabilities(q: Tensor, k: Tensor, *, scale: float = 1.0, bias: Tensor | None = None) -> Tensor:
+def probabilities(
+    q: Tensor, k: Tensor, *, scale: float = 1.0, bias: Tensor | None = None, out: Tensor | None = None
+) -> Tensor:
     """softmax(scale q k^T + bias) of (N, T, D) and (N, S, D); the bias (n, T, S) repeats every n rows."""
-    scores = scaled(q, k.transpose(1, 2), scale)
+    scores = scaled(q, k.transpose(1, 2), scale, out=out)
     if bias is not None:
         scores.view(-1, *bias.shape).add_(bias)
     return torch.softmax(scores, -1, out=scores)
@@ -90,8 +92,9 @@ def scaled(x: Tensor, y: Tensor, scale: float, *, out: Tensor | None = None) -> 
     return torch.baddbmm(out, x, y, beta=0, alpha=scale, out=out)  # added to itself: anything else is copied
 
 
-def differentiate(p: Tensor, v: Tensor, grad: Tensor, *, out: Tensor | None = None) -> tuple[Tensor, Tensor]:
-    """Gradients of the scores (N, T, S) and of v, which may go into `out`, from that of p v (N, T, D)."""
-    scores = torch.bmm(grad, v.transpose(1, 2))
-    torch.ops.aten._softmax_backward_data.out(scores, p, -1, p.dtype, grad_input=scores)
-    return scores, torch.bmm(p.transpose(1, 2), grad, out=out)
+def differentiate(p: Tensor, v: Tensor, grad: Tensor, *, out: tuple[Tensor, Tensor]) -> None:
+    """Gradients of the scores (N, T, S) and of v (N, S, D), from that of p v (N, T, D)."""
+    to_scores, to_v = out
+    torch.bmm(grad, v.transpose(1, 2), out=to_scores)
+    torch.ops.aten._softmax_backward_data.out(to_scores, p, -1, p.dtype, grad_input=to_scores)
+    torch.bmm(p.transpose(1, 2), grad, out=to_v)

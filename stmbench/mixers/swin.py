@@ -226,7 +226,8 @@ def _differentiate(windows: Tensor, p: Tensor, grad: Tensor) -> tuple[Tensor, Te
     """Gradients of windows (3, N, T, D) and their scores (N, T, T), from that of what they mix (N, T, D)."""
     q, k, v = windows
     to_q, to_k, to_v = to_windows = torch.empty_like(windows)
-    scores, _ = attention.differentiate(p, v, grad, out=to_v)
+    scores = torch.empty_like(p)
+    attention.differentiate(p, v, grad, out=(scores, to_v))
     scale = q.shape[-1] ** -0.5
     attention.scaled(scores, k, scale, out=to_q)
     attention.scaled(scores.transpose(1, 2), q, scale, out=to_k)
