@@ -17,6 +17,7 @@ import os
 from collections.abc import Iterator
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
@@ -54,10 +55,15 @@ class DeformableConvV3(BackendMixer):
         """What offsets and weights are computed from, (B, H, W, C)."""
         return F.gelu(self.norm(self.conv(x)))
 
-    def moves(self) -> tuple[Tensor, Tensor]:
-        """Weight (3 G K, C) and bias of one product for a group's K offsets dx, K dy, K logits, and so on."""
+    def moves(self, scale: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Weight (3 G K, C) and bias of one product for a group's K offsets dx, K dy, K logits, and so on.
+
+        The offsets are in pixels, or multiplied by a `scale` (2, 1) of x and y.
+        """
         points = (self.groups, POINTS, -1)
         offset, modulation = ((each.weight, each.bias[:, None]) for each in (self.offset, self.modulation))
+        if scale is not None:
+            offset = ((each.unflatten(0, (-1, 2)) * scale).flatten(0, 1) for each in offset)
         weight, bias = (
             torch.cat([of.unflatten(0, points), by.unflatten(0, points)], 2).transpose(1, 2).flatten(0, 2)
             for of, by in zip(offset, modulation, strict=True)
@@ -112,7 +118,7 @@ def _grid(height: int, width: int, like: Tensor) -> Tensor:
 
 def _planar(mixer: DeformableConvV3, x: Tensor) -> Tensor:
     B, H, W, C = x.shape
-    weight, bias = mixer.moves()
+    weight, bias = mixer.moves(x.new_tensor([[2 / W], [2 / H]]))  # as grid_sample counts
     value = torch.addmm(mixer.value.bias[:, None], mixer.value.weight, x.reshape(-1, C).t())  # (C, B N)
     moves = torch.addmm(bias[:, None], weight, mixer.branch(x).reshape(-1, C).t())  # (3 G K, B N)
     value, moves = (each.reshape(mixer.groups, -1, B, H * W) for each in (value, moves))
@@ -121,7 +127,10 @@ def _planar(mixer: DeformableConvV3, x: Tensor) -> Tensor:
 
 
 class _PlanarSample(torch.autograd.Function):
-    """Values (G, C / G, B, N), offsets and logits (G, 3 K, B, N) -> weighted sums (G, C / G, B, N)."""
+    """Values (G, C / G, B, N), offsets and logits (G, 3 K, B, N) -> weighted sums (G, C / G, B, N).
+
+    Offsets are in the coordinates of grid_sample, in which the image reaches from -1 to 1.
+    """
 
     @staticmethod
     def forward(ctx: Any, value: Tensor, moves: Tensor, H: int, W: int) -> Tensor:  # noqa: N803
@@ -129,8 +138,7 @@ class _PlanarSample(torch.autograd.Function):
         ctx.size = H, W
         mixed = torch.empty_like(value)
         for piece, image, grid, weights in _pieces(value, moves, H, W):
-            samples = _samples(image, grid)
-            sums = samples.mul_(weights[:, None]).sum(2)
+            sums = _dot(_samples(image, grid), weights[:, None], 2)
             _cut(mixed, piece).copy_(sums.reshape(-1, len(value), GROUP, H * W))
         return mixed
 
@@ -145,7 +153,7 @@ class _PlanarSample(torch.autograd.Function):
         for piece, image, grid, weights in _pieces(value, moves, H, W):
             near = _cut(grads[0], piece).to(grid.dtype).reshape(-1, GROUP, 1, N)
             samples = _samples(image, grid)
-            inner = samples.mul_(near).sum(1).mul_(weights)  # (b G, K, N)
+            inner = _dot(samples, near, 1).mul_(weights)  # (b G, K, N)
             logits = torch.addcmul(inner, weights, inner.sum(1, keepdim=True), value=-1)
             torch.mul(near, weights[:, None], out=samples)
             to_image, to_grid = torch.ops.aten.grid_sampler_2d_backward(
@@ -154,7 +162,7 @@ class _PlanarSample(torch.autograd.Function):
             _cut(to_value, piece).copy_(to_image.reshape(-1, G, GROUP, N))
             _cut(to_logits, piece).copy_(logits.reshape(-1, G, POINTS, N))
             to_grid = to_grid.reshape(-1, G, POINTS, N, 2).movedim(-1, 2)
-            torch.mul(to_grid, _scale(H, W, grid), out=_cut(to_offset, piece).unflatten(2, (2, POINTS)))
+            _cut(to_offset, piece).unflatten(2, (2, POINTS)).copy_(to_grid)
         return to_value, to_moves, None, None
 
 
@@ -164,19 +172,28 @@ def _pieces(
     """Some images at a time: which, (b G, C / G, H, W), their grid (b G, 1, K N, 2), weights (b G, K, N)."""
     G, _, B, N = value.shape
     dtype = torch.promote_types(value.dtype, torch.float32)
-    like = value.new_empty((), dtype=dtype)
-    # grid_sample puts the centre of pixel i of n at (2 i + 1) / n - 1, and takes x and y from planes as well.
-    scale = _scale(height, width, like)
-    centres = _grid(height, width, like).reshape(N, POINTS, 2).permute(2, 1, 0)
-    base = torch.addcmul(scale / 2 - 1, centres, scale)  # (2, K, N)
+    places = torch.from_numpy(_places(height, width, str(dtype).removeprefix("torch."))).to(value.device)
     # grid_sample is parallel over images and groups.
     images = max(1, PIECE // (POINTS * G * GROUP * N * dtype.itemsize), torch.get_num_threads() // G)
     for start in range(0, B, images):
         piece = slice(start, start + images)
         image = _cut(value, piece).to(dtype).reshape(-1, GROUP, height, width)
         offset, logits = _cut(moves, piece).to(dtype).split([2 * POINTS, POINTS], 2)
-        grid = (offset.unflatten(2, (2, POINTS)) * scale).add_(base).reshape(-1, 1, 2, POINTS * N)
+        # grid_sample takes x and y from planes as well.
+        grid = (offset.unflatten(2, (2, POINTS)) + places).reshape(-1, 1, 2, POINTS * N)
         yield piece, image, grid.transpose(2, 3), logits.softmax(2).reshape(-1, POINTS, N)
+
+
+@functools.lru_cache(maxsize=64)
+def _places(height: int, width: int, dtype: str) -> np.ndarray:
+    """Where the points of each position lie before they move, (2, K, N), as grid_sample counts.
+
+    It puts the centre of pixel i of n at (2 i + 1) / n - 1.
+    """
+    near = np.arange(-1, 2)
+    y, x = np.divmod(np.arange(height * width), width)
+    x, y = x + np.repeat(near, 3)[:, None], y + np.tile(near, 3)[:, None]
+    return np.stack([(2 * x + 1) / width - 1, (2 * y + 1) / height - 1]).astype(dtype)
 
 
 def _samples(image: Tensor, grid: Tensor) -> Tensor:
@@ -184,14 +201,18 @@ def _samples(image: Tensor, grid: Tensor) -> Tensor:
     return F.grid_sample(image, grid, align_corners=False).reshape(*image.shape[:2], POINTS, -1)
 
 
+def _dot(x: Tensor, y: Tensor, dim: int) -> Tensor:
+    """The sum of x y along a dimension; their product, of the size of all samples, is never written."""
+    pairs = zip(x.unbind(dim), y.unbind(dim), strict=True)
+    total = torch.mul(*next(pairs))
+    for pair in pairs:
+        total.addcmul_(*pair)
+    return total
+
+
 def _cut(planes: Tensor, piece: slice) -> Tensor:
     """A view of some images of planes (G, D, B, N), as (b, G, D, N)."""
     return planes[:, :, piece].permute(2, 0, 1, 3)
-
-
-def _scale(height: int, width: int, like: Tensor) -> Tensor:
-    """How far one pixel reaches in the coordinates of grid_sample, (2, 1, 1) as (x, y)."""
-    return like.new_tensor([2 / width, 2 / height]).reshape(2, 1, 1)
 
 
 def _triton(mixer: DeformableConvV3, x: Tensor) -> Tensor:
