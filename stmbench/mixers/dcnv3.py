@@ -184,7 +184,7 @@ def _pieces(
         yield piece, image, grid.transpose(2, 3), logits.softmax(2).reshape(-1, POINTS, N)
 
 
-@functools.lru_cache(maxsize=64)
+@functools.lru_cache(maxsize=16)  # of images for detection one is 5 MB
 def _places(height: int, width: int, dtype: str) -> np.ndarray:
     """Where the points of each position lie before they move, (2, K, N), as grid_sample counts.
 

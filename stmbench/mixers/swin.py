@@ -67,31 +67,41 @@ class _Layout(NamedTuple):
 
     def cut(self, x: Tensor, parts: int) -> Tensor:
         """(B, n a, m b, k C) -> (k, B n m h, T, D), moved and cut in one go."""
-        order, _ = _orders(self, parts, x.shape[0])
+        order = torch.from_numpy(_order(self, parts)).to(x.device)  # (k, n m h T)
+        first = torch.arange(x.shape[0], dtype=order.dtype, device=x.device)[:, None] * order.numel()
         rows = x.reshape(-1, x.shape[-1] // parts // self.heads)
-        windows = torch.index_select(rows, 0, torch.from_numpy(order).to(x.device))
+        windows = torch.index_select(rows, 0, (order[:, None] + first).view(-1))
         return windows.view(parts, -1, self.positions, rows.shape[-1])
 
     def join(self, windows: Tensor, out: Tensor) -> Tensor:
         """The way back, into `out`."""
         parts, D = windows.shape[0], windows.shape[-1]
-        _, back = _orders(self, parts, out.shape[0])
-        back = torch.from_numpy(back).to(out.device)
-        torch.index_select(windows.view(-1, D), 0, back, out=out.view(-1, D))
+        part, place = (torch.from_numpy(each).to(out.device) for each in _places(self, parts))
+        number = windows[0].numel() // D // out.shape[0]  # of an image's vectors in each part
+        first = torch.arange(out.shape[0], dtype=place.dtype, device=out.device)[:, None] * number
+        back = part * (out.shape[0] * number) + place + first
+        torch.index_select(windows.view(-1, D), 0, back.view(-1), out=out.view(-1, D))
         return out
 
 
-@functools.lru_cache(maxsize=64)
-def _orders(layout: _Layout, parts: int, batch: int) -> tuple[np.ndarray, np.ndarray]:
-    """Which vector (D) of a map (B, n a, m b, k, h) comes where in its windows (k, B, n m h, T), and back."""
+@functools.lru_cache(maxsize=32)
+def _order(layout: _Layout, parts: int) -> np.ndarray:
+    """Which vector (D) of an image (n a, m b, k, h) comes where in its windows (k, n m h T)."""
     ys, xs, heads = layout
-    vectors = np.arange(batch * ys.size * xs.size * parts * heads, dtype=np.int32)
-    vectors = vectors.reshape(batch, ys.size, xs.size, parts, heads)
-    windows = vectors[:, ys.positions()][:, :, :, xs.positions()]  # (B, n, a, m, b, k, h)
-    order = windows.transpose(5, 0, 1, 3, 6, 2, 4).ravel()
-    back = np.empty_like(order)
-    back[order] = np.arange(len(order), dtype=np.int32)
-    return order, back
+    vectors = np.arange(ys.size * xs.size * parts * heads, dtype=np.int32)
+    vectors = vectors.reshape(ys.size, xs.size, parts, heads)
+    windows = vectors[ys.positions()][:, :, xs.positions()]  # (n, a, m, b, k, h)
+    return windows.transpose(4, 0, 2, 5, 1, 3).reshape(parts, -1)
+
+
+@functools.lru_cache(maxsize=32)
+def _places(layout: _Layout, parts: int) -> tuple[np.ndarray, np.ndarray]:
+    """The way back: where each vector of an image lies, the part and the place within it."""
+    order = _order(layout, parts)
+    back = np.empty(order.size, dtype=np.int32)
+    back[order.ravel()] = np.arange(order.size, dtype=np.int32)
+    part, place = np.divmod(back, np.int32(order.shape[1]))
+    return part, place
 
 
 class ShiftedWindowAttention(BackendMixer):
