@@ -77,7 +77,7 @@ class _Layout(NamedTuple):
         """The way back, into `out`."""
         parts, D = windows.shape[0], windows.shape[-1]
         part, place = (torch.from_numpy(each).to(out.device) for each in _places(self, parts))
-        number = windows[0].numel() // D // out.shape[0]  # of an image's vectors in each part
+        number = self.groups * self.positions  # of an image's vectors in each part
         first = torch.arange(out.shape[0], dtype=place.dtype, device=out.device)[:, None] * number
         back = part * (out.shape[0] * number) + place + first
         torch.index_select(windows.view(-1, D), 0, back.view(-1), out=out.view(-1, D))
