@@ -59,8 +59,8 @@ _S = TypeVar("_S", bound="_Scratch")
 
 def _portions(make: type[_S], layout: Layout, q: Tensor) -> Iterator[tuple[slice, _S]]:
     """The portions of a batch, each with what it is computed in."""
-    A = 2 * q.shape[-1] // layout.heads + layout.ys.window + layout.xs.window
-    numbers = 2 * layout.queries * layout.keys + (layout.queries + layout.keys) * A
+    vector = 2 * q.shape[-1] // layout.heads + layout.ys.window + layout.xs.window  # 2 D + E
+    numbers = 2 * layout.queries * layout.keys + (layout.queries + layout.keys) * vector
     scratch = None
     for part in attention.portions(q.shape[0], layout.groups * numbers * q.element_size()):
         images = q[part].shape[0]
