@@ -98,7 +98,14 @@ def _relative(axis: Axis, device: torch.device) -> Tensor:
     """The table's row for each query and key of a block, (queries, keys)."""
     query = torch.arange(axis.block, device=device)
     key = torch.arange(-axis.halo, axis.block + axis.halo, device=device)
-    return key - query[:, None] + axis.centre
+    return key - query[:, None] + _centre(axis)
+
+
+def _centre(
+    axis: Axis,
+) -> int:  # no property: dynamo of torch 2.6 adds none of a tuple with symbols to a tensor
+    """The row of a table that scores a key at its query's own place."""
+    return axis.full + 3 * HALO - 1
 
 
 def _attend(mixer: HaloAttention, x: Tensor, attend: Callable[..., Tensor]) -> Tensor:
@@ -158,7 +165,7 @@ def _chunked(mixer: HaloAttention, x: Tensor) -> Tensor:
 
 def _offsets(axis: Axis, table: Tensor) -> Tensor:
     """The rows of a table that some query and key of a block need, (L, D)."""
-    first = axis.centre - axis.halo - (axis.block - 1)
+    first = _centre(axis) - axis.halo - (axis.block - 1)
     return table[first : first + axis.block + axis.window - 1]
 
 

@@ -39,11 +39,6 @@ class Axis(NamedTuple):
         return self.full + 2 * HALO if self.length >= self.full else self.length
 
     @property
-    def centre(self) -> int:
-        """The row of a table that scores a key at its query's own place."""
-        return self.full + 3 * HALO - 1
-
-    @property
     def pairs(self) -> int:
         """How many times a query inside the image sees a key inside the image."""
 
