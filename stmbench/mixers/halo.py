@@ -101,10 +101,9 @@ def _relative(axis: Axis, device: torch.device) -> Tensor:
     return key - query[:, None] + _centre(axis)
 
 
-def _centre(
-    axis: Axis,
-) -> int:  # no property: dynamo of torch 2.6 adds none of a tuple with symbols to a tensor
+def _centre(axis: Axis) -> int:
     """The row of a table that scores a key at its query's own place."""
+    # A function: dynamo of torch 2.6 adds no property of a tuple with symbols to a tensor.
     return axis.full + 3 * HALO - 1
 
 

@@ -1,15 +1,16 @@
 """What training and evaluating add to the network's own work: under 3 %, it says.
 
-python tests/benchmarks/bench_trainer_overhead.py [MIXER] [SCALE] [SIZE] [BATCH] [STEPS] [PAIRS]
+python tests/benchmarks/bench_trainer_overhead.py [MIXER] [--scale tiny --size 224 --batch 128 --device cuda]
 
-The real epoch of `training/engine.py` and the real pass of `stages/evaluate.py`, over batches that lie in
-memory, in turns with bare loops of the same forward passes, backward passes and optimizer steps; the shares
-of an epoch, with mixup and the EMA, where a recipe asks for them, told apart; and the evaluation with its
-loader beside the loader alone and the network alone. Run it on a calm machine.
+The real epoch of `training/engine.py` and the real pass of `stages/evaluate.py`, over batches that lie on
+the device, in turns with bare loops of the same forward passes, backward passes and optimizer steps; the
+shares of an epoch, with mixup and the EMA, where a recipe asks for them, told apart (the host waits for a
+GPU after each part, as it does not in training); and the evaluation with its loader beside the loader alone
+and the network alone. Run it on a calm machine.
 """
 
+import argparse
 import statistics
-import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterable, Iterator
@@ -24,7 +25,7 @@ from stmbench.recipe import from_values, load
 from stmbench.record import Job
 from stmbench.stages import evaluate
 from stmbench.stages.train import Classification
-from stmbench.training import engine
+from stmbench.training import engine, network
 from stmbench.training.engine import Trainer
 from stmbench.training.meter import Meter
 
@@ -56,31 +57,40 @@ class Clock:
 
     def wrap(self, name: str, call: Callable[..., Any]) -> Callable[..., Any]:
         def timed(*args: Any, **options: Any) -> Any:
-            started = time.perf_counter()
+            started = now()
             result = call(*args, **options)
-            self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - started
+            self.seconds[name] = self.seconds.get(name, 0.0) + now() - started
             return result
 
         return timed
 
 
+def now() -> float:
+    """Seconds, once the GPU has nothing left to do."""
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+    return time.perf_counter()
+
+
 def seconds(call: Callable[[], object]) -> float:
-    started = time.perf_counter()
+    started = now()
     call()
-    return time.perf_counter() - started
+    return now() - started
 
 
 def bare_training(state: Trainer) -> None:
     for images, labels in state.task.loader:
-        loss = torch.nn.functional.cross_entropy(state.model(images), labels)
-        loss.backward()
-        state.optimizer.step()
+        with network.autocast(state.job.recipe, state.job.device):
+            loss = torch.nn.functional.cross_entropy(state.forward(images), labels)
+        state.scaler.scale(loss).backward()
+        state.scaler.step(state.optimizer)
+        state.scaler.update()
         state.optimizer.zero_grad()
 
 
 def bare_inference(state: Trainer) -> None:
     for images, _ in state.task.loader:
-        with torch.inference_mode():
+        with torch.inference_mode(), network.autocast(state.job.recipe, state.job.device):
             state.model(images)
 
 
@@ -146,39 +156,52 @@ def shares(state: Trainer) -> str:
     return ", ".join(f"{name} {100 * part / total:.2f} %" for name, part in parts.items())
 
 
-def make(folder: Path, mixer: str, scale: str, size: int, batch: int, steps: int, **extra: Any) -> Any:
+def make(folder: Path, given: argparse.Namespace, **extra: Any) -> Any:
     values = load("quick").values()
-    values["data"]["image_size"] = size
-    values["train"] |= {"batch_size": batch, **extra.get("train", {})}
+    values["data"]["image_size"] = given.size
+    values["train"] |= {"batch_size": given.batch, "precision": given.precision, "compile": given.compile}
+    values["train"] |= extra.get("train", {})
     values["augment"] |= extra.get("augment", {})
-    values["eval"] |= {"batch_size": batch}
+    values["eval"] |= {"batch_size": given.batch}
     recipe = from_values(values, "overhead")
-    job = Job(mixer=mixer, scale=scale, recipe=recipe, stages=("train",), data="fashion-mini", folder=folder)
+    about: Any = {"mixer": given.mixer, "scale": given.scale, "device": given.device}
+    job = Job(**about, recipe=recipe, stages=("train",), data="fashion-mini", folder=folder)
     task = Classification(job, stmbench.data.find("fashion-mini"))
     state = Trainer(job, task)
-    channels = recipe.data.channels
+    shape = given.batch, recipe.data.channels, given.size, given.size
     batches = [
-        (torch.randn(batch, channels, size, size), torch.randint(0, 10, (batch,))) for _ in range(steps)
+        (torch.randn(shape).to(given.device), torch.randint(0, 10, shape[:1]).to(given.device))
+        for _ in range(given.steps)
     ]
-    task.loader, state.updates = Fed(batches), steps  # pyright: ignore[reportAttributeAccessIssue]
+    task.loader, state.updates = Fed(batches), given.steps  # pyright: ignore[reportAttributeAccessIssue]
     return state
 
 
+def options() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser.add_argument("mixer", nargs="?", default="dwconv")
+    parser.add_argument("--scale", default="micro")
+    for name, default in {"size": 28, "batch": 64, "steps": 20, "pairs": 8}.items():
+        parser.add_argument(f"--{name}", type=int, default=default)
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--precision", default="auto")
+    parser.add_argument("--compile", action="store_true")
+    return parser.parse_args()
+
+
 def main() -> None:
-    given = sys.argv[1:] + ["dwconv", "micro", "28", "64", "20", "8"][len(sys.argv) - 1 :]
-    (mixer, scale), (size, batch, steps, pairs) = given[:2], map(int, given[2:])
+    given = options()
     with tempfile.TemporaryDirectory() as folder:
-        options = (Path(folder), mixer, scale, size, batch, steps)
-        state = make(*options)
-        real = ratios(lambda: real_training(state), lambda: bare_training(state), pairs)
+        state = make(Path(folder), given)
+        real = ratios(lambda: real_training(state), lambda: bare_training(state), given.pairs)
         print(f"training: real / bare {real}")
         state.model.eval()
-        real = ratios(lambda: predict(state, state.task.loader), lambda: bare_inference(state), pairs)
+        real = ratios(lambda: predict(state, state.task.loader), lambda: bare_inference(state), given.pairs)
         print(f"evaluation: real / bare {real}")
-        print(evaluation_with_its_loader(state, pairs))
-        print("shares of an epoch:", shares(make(*options)))
+        print(evaluation_with_its_loader(state, given.pairs))
+        print("shares of an epoch:", shares(make(Path(folder), given)))
         wanted = {"train": {"ema_decay": 0.999}, "augment": {"mixup": 0.8, "cutmix": 1.0}}
-        print("with mixup and an EMA:", shares(make(*options, **wanted)))
+        print("with mixup and an EMA:", shares(make(Path(folder), given, **wanted)))
 
 
 if __name__ == "__main__":
