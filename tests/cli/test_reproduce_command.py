@@ -27,8 +27,9 @@ def test_a_run_done_again_on_a_cpu_has_identical_weights(invoke: Invoke) -> None
 
 
 def test_another_outcome_is_told_and_is_a_failure(invoke: Invoke) -> None:
-    for override in ("optimizer.lr=0.01", "optimizer.lr=0.0"):
-        invoke("run", "--mixer", "dwconv", "--stage", "build,train,eval", "--set", override)
+    for overrides in (["optimizer.lr=0.004", "schedule.epochs=10"], ["optimizer.lr=0.0"]):
+        each = [word for override in overrides for word in ("--set", override)]
+        invoke("run", "--mixer", "dwconv", "--stage", "build,train,eval", *each)
     with open_store("runs/stmbench.db") as store:
         untrained, trained = (run.id for run in store.runs())
     code, out, _ = invoke("reproduce", trained, untrained)
