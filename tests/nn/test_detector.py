@@ -150,7 +150,7 @@ def test_a_detector_learns_one_image_by_heart() -> None:
     model = make(recipe=Detect(anchor_sizes=(16, 32, 64, 128), proposals=50, **small))
     optimizer = torch.optim.AdamW(model.parameters(), lr=2e-3)
     wanted = target([[16, 8, 56, 40]], 64, 64)
-    for _ in range(60):
+    for _ in range(90):
         optimizer.zero_grad()
         torch.stack([*model([image], [wanted]).values()]).sum().backward()
         optimizer.step()
