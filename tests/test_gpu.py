@@ -42,8 +42,8 @@ def network(mixer: str, **options: Any) -> nn.Module:
     return model
 
 
-def images(batch: int = 3) -> Tensor:
-    return torch.randn(batch, 3, *SIZE, generator=torch.Generator().manual_seed(1))
+def images() -> Tensor:
+    return torch.randn(3, 3, *SIZE, generator=torch.Generator().manual_seed(1))
 
 
 def trained(model: nn.Module, x: Tensor) -> list[Tensor]:
@@ -72,54 +72,60 @@ def using(model: nn.Module, mixer: str, backend: str, call: Call) -> nn.Module:
 
 
 @pytest.fixture
-def fake_gpu(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+def fake_gpu(monkeypatch: pytest.MonkeyPatch) -> FakeTensorMode:
+    """To be entered once the network is made, which reads numbers."""
     pytest.importorskip("stmbench.mixers.dcnv3_triton", reason="Triton registers what samples there")
     monkeypatch.setattr(dcnv3, "_tried", lambda device: "")
     monkeypatch.setattr(torch.cuda.amp.common, "amp_definitely_not_available", lambda: False)
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda *_: True)
-    with FakeTensorMode(allow_non_fake_inputs=True):
-        try:
+    gpu = FakeTensorMode(allow_non_fake_inputs=True)
+    try:
+        with gpu:
             torch.empty(1, 2, 3, 4, device="cuda").contiguous(memory_format=torch.channels_last)
-        except RuntimeError:
-            pytest.skip("this torch asks the real GPU about the fake one")
-        yield
+    except RuntimeError:
+        pytest.skip("this torch asks the real GPU about the fake one")
+    return gpu
 
 
-def moved(model: nn.Module) -> nn.Module:
+def move(model: nn.Module) -> None:
     """A real network to the fake GPU."""
     for module in model.modules():
         for name, tensor in list(module.named_parameters(recurse=False)):
             module.register_parameter(name, nn.Parameter(torch.empty_like(tensor, device="cuda")))
         for name, tensor in list(module.named_buffers(recurse=False)):
             setattr(module, name, torch.empty_like(tensor, device="cuda"))
-    return model
 
 
-def test_a_fake_gpu_sees_who_waits_and_what_lies_elsewhere(fake_gpu: None) -> None:
-    x = torch.ones(3, device="cuda")
-    with pytest.raises(DataDependentOutputException):
-        x.sum().item()
-    with pytest.raises(RuntimeError, match="device"):
-        _ = x + torch.ones(3)
+def test_a_fake_gpu_sees_who_waits_and_what_lies_elsewhere(fake_gpu: FakeTensorMode) -> None:
+    with fake_gpu:
+        x = torch.ones(3, device="cuda")
+        with pytest.raises(DataDependentOutputException):
+            x.sum().item()
+        with pytest.raises(RuntimeError, match="device"):
+            _ = x + torch.ones(3)
 
 
 @pytest.mark.parametrize("half", [False, True], ids=["float32", "bfloat16"])
 @pytest.mark.parametrize("training", [False, True], ids=["inference", "training"])
 @pytest.mark.parametrize("mixer", MIXERS)
 def test_a_forward_pass_on_a_gpu_waits_for_nothing(
-    mixer: str, training: bool, half: bool, request: pytest.FixtureRequest
+    mixer: str, training: bool, half: bool, fake_gpu: FakeTensorMode
 ) -> None:
     model = network(mixer, drop_path=0.3).train(training)
-    request.getfixturevalue("fake_gpu")
-    moved(model)
-    x = torch.empty(4, 3, *SIZE, device="cuda")
-    with torch.autocast("cuda", torch.bfloat16, enabled=half), torch.set_grad_enabled(training):
-        logits = model(x)
+    with fake_gpu, torch.autocast("cuda", torch.bfloat16, enabled=half), torch.set_grad_enabled(training):
+        move(model)
+        logits = model(torch.empty(4, 3, *SIZE, device="cuda"))
     assert logits.device.type == "cuda"
     assert logits.dtype == (torch.bfloat16 if half else torch.float32)
 
 
 # On a GPU, or else on the CPU
+
+
+@pytest.fixture(autouse=True)
+def _all_of_float32(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No convolution in TensorFloat-32, as cuDNN has it by default."""
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)
 
 
 @contextlib.contextmanager
@@ -156,13 +162,18 @@ def test_a_training_step_waits_for_nothing(mixer: str) -> None:
     model, x = network(mixer, drop_path=0.3).to(DEVICE), images().to(DEVICE)
     optimizer = torch.optim.AdamW(model.parameters(), fused=True)
     target = torch.arange(len(x), device=DEVICE)
-    for warm in (False, True):  # what is made once may wait
-        with nobody_waits() if warm else contextlib.nullcontext(), torch.autocast(DEVICE, torch.bfloat16):
+
+    def step() -> Tensor:
+        with torch.autocast(DEVICE, torch.bfloat16):
             loss = F.cross_entropy(model(x), target)
-        with nobody_waits() if warm else contextlib.nullcontext():
-            loss.backward()
-            optimizer.step()
-            optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        return loss
+
+    step()  # what is made once may wait
+    with nobody_waits():
+        loss = step()
     assert loss.isfinite()
 
 
@@ -170,9 +181,11 @@ def test_a_training_step_waits_for_nothing(mixer: str) -> None:
 @pytest.mark.parametrize(("mixer", "backend"), BACKENDS)
 def test_compiled_blocks_train_as_eager_ones_for_any_batch(mixer: str, backend: str) -> None:
     torch.compiler.reset()
-    model: Any = using(network(mixer), mixer, backend, CALL._replace(compiling=True))
-    eager = nn.Sequential(*model.levels[1].blocks[:2])  # two, as windows are shifted in every other
-    compiled: Any = torch.compile(eager, fullgraph=True)
+    forced: Any = using(network(mixer), mixer, backend, CALL._replace(compiling=True))
+    free: Any = network(mixer).to(DEVICE)  # as not every backend runs eagerly
+    # Two blocks, as windows are shifted in every other.
+    blocks, eager = (nn.Sequential(*each.levels[1].blocks[:2]) for each in (forced, free))
+    compiled: Any = torch.compile(blocks, fullgraph=True)
     maps = torch.randn(5, 12, 10, 64).to(DEVICE)
     for batch in (2, 3):
         assert distance(trained(compiled, maps[:batch]), trained(eager, maps[:batch])) < 1e-4

@@ -27,9 +27,9 @@ def test_a_run_done_again_on_a_cpu_has_identical_weights(invoke: Invoke) -> None
 
 
 def test_another_outcome_is_told_and_is_a_failure(invoke: Invoke) -> None:
-    for overrides in (["optimizer.lr=0.004", "schedule.epochs=10"], ["optimizer.lr=0.0"]):
-        each = [word for override in overrides for word in ("--set", override)]
-        invoke("run", "--mixer", "dwconv", "--stage", "build,train,eval", *each)
+    trains, does_not = ("optimizer.lr=0.004", "--set", "schedule.epochs=10"), ("optimizer.lr=0.0",)
+    for overrides in (trains, does_not):
+        invoke("run", "--mixer", "dwconv", "--stage", "build,train,eval", "--set", *overrides)
     with open_store("runs/stmbench.db") as store:
         untrained, trained = (run.id for run in store.runs())
     code, out, _ = invoke("reproduce", trained, untrained)
